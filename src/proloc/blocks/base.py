@@ -1,0 +1,79 @@
+"""What a partitioner is: a rule that says before which tokens a new semantic block opens."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from proloc.errors import ProlocError
+
+
+class Partitioner(ABC):
+    """Turns tokens into blocks; a subclass decides one sequence, this class handles batches, padding and packing.
+
+    Attributes:
+        kind: the name under which configurations choose it.
+        causal: True when a boundary before token t depends on tokens before t only. Only causal partitioners may
+            train, evaluate or generate; the others explain a finished text.
+    """
+
+    kind: ClassVar[str]
+    causal: ClassVar[bool] = True
+
+    @abstractmethod
+    def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where blocks open in one sequence.
+
+        Args:
+            ids: token ids ``[seq]`` of one sequence, no padding, ``seq >= 1``.
+
+        Returns:
+            bool ``[seq]``, True where a new block opens before that token; the first is always True.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """JSON-able arguments that, with ``tensors``, rebuild this partitioner."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Arrays too large for JSON (an embedding); saved beside the model as safetensors."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> "Partitioner":
+        """The inverse of ``settings`` and ``tensors``."""
+        return cls(**settings, **tensors)
+
+    def __call__(self, input_ids: Tensor, valid: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
+        """Block ids of a batch.
+
+        Args:
+            input_ids: ``[batch, seq]``.
+            valid: bool ``[batch, seq]``, False at padding; None = no padding.
+            starts: bool ``[batch, seq]``, True where a packed row starts a new sequence; None = one sequence a row.
+
+        Returns:
+            int64 ``[batch, seq]``, counted from 0 in every row; padding repeats the id before it (0 at the left).
+        """
+        ids = input_ids.detach().cpu().numpy()
+        opens = np.zeros(ids.shape, dtype=bool)
+        real = np.ones(ids.shape, dtype=bool) if valid is None else valid.detach().cpu().numpy().astype(bool)
+        first = np.zeros(ids.shape, dtype=bool) if starts is None else starts.detach().cpu().numpy().astype(bool)
+        for row in range(ids.shape[0]):
+            places = np.flatnonzero(real[row])
+            if places.size == 0:
+                continue
+            cuts = np.flatnonzero(first[row, places])
+            for part in np.split(places, cuts[cuts > 0]):
+                opens[row, part] = self._checked(ids[row, part])
+        block_ids = np.maximum(opens.cumsum(axis=1) - 1, 0)
+        return torch.from_numpy(block_ids).to(input_ids.device)
+
+    def _checked(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        opens = self.boundaries(ids)
+        if opens.shape != ids.shape or not opens[0]:
+            raise ProlocError(f"{type(self).__name__}.boundaries must give {ids.shape} values, the first of them True.")
+        return opens
