@@ -1,7 +1,8 @@
 """What a partitioner is: a rule that says before which tokens a new semantic block opens."""
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -43,8 +44,18 @@ class Partitioner(ABC):
         return {}
 
     @classmethod
-    def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> "Partitioner":
-        """The inverse of ``settings`` and ``tensors``."""
+    def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """The inverse of ``settings`` and ``tensors``.
+
+        Raises:
+            ProlocError: a setting or tensor is missing, unknown or given twice.
+        """
+        signature = inspect.signature(cls)
+        try:
+            signature.bind(**settings, **tensors)
+        except TypeError as error:
+            given, wanted = sorted({*settings, *tensors}), list(signature.parameters)
+            raise ProlocError(f"'{cls.kind}' blocks take {wanted}, but were given {given}: {error}.") from error
         return cls(**settings, **tensors)
 
     def __call__(self, input_ids: Tensor, valid: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
@@ -57,11 +68,16 @@ class Partitioner(ABC):
 
         Returns:
             int64 ``[batch, seq]``, counted from 0 in every row; padding repeats the id before it (0 at the left).
+
+        Raises:
+            ProlocError: ``input_ids`` is not two-dimensional, or another argument has a different shape.
         """
-        ids = input_ids.detach().cpu().numpy()
+        if input_ids.dim() != 2:
+            raise ProlocError(f"input_ids must be [batch, seq], but its shape is {list(input_ids.shape)}.")
+        ids = input_ids.detach().cpu().numpy().astype(np.int64, copy=False)
+        real = _flags(valid, "valid", ids.shape, missing=True)
+        first = _flags(starts, "starts", ids.shape, missing=False)
         opens = np.zeros(ids.shape, dtype=bool)
-        real = np.ones(ids.shape, dtype=bool) if valid is None else valid.detach().cpu().numpy().astype(bool)
-        first = np.zeros(ids.shape, dtype=bool) if starts is None else starts.detach().cpu().numpy().astype(bool)
         for row in range(ids.shape[0]):
             places = np.flatnonzero(real[row])
             if places.size == 0:
@@ -77,3 +93,26 @@ class Partitioner(ABC):
         if opens.shape != ids.shape or not opens[0]:
             raise ProlocError(f"{type(self).__name__}.boundaries must give {ids.shape} values, the first of them True.")
         return opens
+
+
+def check_length(name: str, length: int) -> None:
+    """Refuse what is no number of tokens."""
+    if not isinstance(length, int) or length < 1:
+        raise ProlocError(f"{name} must be a whole number of tokens >= 1, not {length!r}.")
+
+
+def check_lengths(min_length: int, max_length: int | None) -> None:
+    """Refuse block lengths that cannot be kept: ``1 <= min_length <= max_length`` (None = no limit)."""
+    check_length("min_length", min_length)
+    if max_length is not None and (not isinstance(max_length, int) or max_length < min_length):
+        raise ProlocError(
+            f"max_length must be None or a whole number >= min_length = {min_length}, not {max_length!r}."
+        )
+
+
+def _flags(given: Tensor | None, name: str, shape: tuple[int, ...], *, missing: bool) -> NDArray[np.bool_]:
+    if given is None:
+        return np.full(shape, missing, dtype=bool)
+    if tuple(given.shape) != shape:
+        raise ProlocError(f"{name} must have the shape of input_ids, {list(shape)}, but has {list(given.shape)}.")
+    return given.detach().cpu().numpy().astype(bool)

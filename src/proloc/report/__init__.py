@@ -1,0 +1,46 @@
+"""Reports: a study folder in, tables, figures and one self-contained HTML page out; never imports torch (ours)."""
+
+import os
+from pathlib import Path
+
+from proloc.errors import ProlocError
+from proloc.report.data import ReportData
+from proloc.report.export import to_csv, to_markdown
+from proloc.report.figures import draw_all
+from proloc.report.page import to_page
+from proloc.report.table import print_table
+from proloc.study.results import load_study, write_atomically
+
+__all__ = ["build_report", "print_table"]
+
+
+def build_report(folder: Path) -> Path:
+    """Write the report of a study into its folder and return the path of the page.
+
+    Writes ``report.html``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, ``.csv`` and ``.md``. Each file is
+    complete or absent, and an unfinished study gives a report of what there is.
+
+    Raises:
+        ProlocError: no study there, a file that is not of the schema, or a folder that cannot be written to.
+    """
+    data = ReportData(*load_study(folder))
+    figures = draw_all(data)
+    page = folder / "report.html"
+    try:
+        for figure in figures:
+            _write_image(folder / "figures" / f"{figure.name}.png", figure.png)
+            write_atomically(folder / "figures" / f"{figure.name}.svg", figure.svg)
+        write_atomically(folder / "summary.json", data.summary.model_dump_json(indent=1) + "\n")
+        write_atomically(folder / "summary.csv", to_csv(data.summary))
+        write_atomically(folder / "summary.md", to_markdown(data))
+        write_atomically(page, to_page(data, figures))
+    except OSError as error:
+        raise ProlocError(f"The report cannot be written into {folder}: {error}.") from error
+    return page
+
+
+def _write_image(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,198 @@
+"""Drift blocks: sentences are merged into one block until their meaning drifts away from it."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from proloc.blocks.base import Partitioner, check_length, check_lengths
+from proloc.blocks.greedy import open_blocks
+from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
+from proloc.errors import ProlocError
+
+
+class DriftBlocks(Partitioner):
+    """A block closes after the first sentence whose embedding lies too far from the block before it.
+
+    ``distance = 1 - cos(sum of the embeddings of the last sentence, sum of those of the block before it)``; the block
+    closes after that sentence when ``distance > threshold`` and it has ``min_length`` tokens.
+
+    The sentence that drifted stays in the old block and the next one opens the new block: drift is known only once
+    the sentence was read, and a boundary before it would tell its first tokens about its last. A block therefore has
+    two sentences or more, unless ``max_length`` cuts it.
+
+    The table is a copy in float16, never the model's own: fine-tuning the model must not move the blocks, and the
+    saved table reloads bit for bit. Sums of float16 values are exact in float64 (up to 2**29 in units of the largest
+    value 1), so that a decision does not depend on what the sentence was added up with.
+
+    Args:
+        sentence_ends: as for ``SentenceBlocks``.
+        embedding: a fixed vector for every token id, ``[vocab, dim]``; ``from_embedding`` makes one of a model's.
+        threshold: the cosine distance, 0 to 2, above which a sentence is about something else; see ``calibrate_drift``.
+        min_sentence: a shorter sentence ("Yes.", a heading) is judged together with the next one; in tokens.
+        min_length: the shortest block; in tokens.
+        max_length: a block this long closes even inside a sentence; None = no limit.
+
+    Raises:
+        ProlocError: a length, id or threshold that cannot be, or an embedding that is not finite in float16.
+
+    Source: ours; the cohesion it measures is that of TextTiling (Hearst 1997), in a causal, one-pass form.
+    """
+
+    kind: ClassVar[str] = "drift"
+
+    def __init__(
+        self,
+        sentence_ends: EndsSource,
+        embedding: Tensor,
+        *,
+        threshold: float = 0.5,
+        min_sentence: int = 8,
+        min_length: int = 16,
+        max_length: int | None = 256,
+    ) -> None:
+        check_lengths(min_length, max_length)
+        check_length("min_sentence", min_sentence)
+        self.sentence_ends = SentenceEnds.read(sentence_ends)
+        self.threshold = _checked_threshold(threshold)
+        self.min_sentence = min_sentence
+        self.min_length = min_length
+        self.max_length = max_length
+        self.embedding = _checked_table(embedding)
+        self._table = self.embedding.float().numpy()
+
+    @classmethod
+    def from_embedding(
+        cls,
+        sentence_ends: EndsSource,
+        embedding: Tensor,
+        *,
+        dim: int = 64,
+        counts: Tensor | NDArray[np.int64] | Sequence[int] | None = None,
+        smoothing: float = 1e-3,
+        **settings: Any,
+    ) -> Self:
+        """Drift blocks over a small fixed copy of a model's input embedding.
+
+        ``row_v = smoothing / (smoothing + p_v) * W^T (e_v - mean)``, W the ``dim`` leading principal directions.
+
+        Args:
+            sentence_ends: as for ``SentenceBlocks``.
+            embedding: static token embeddings ``[vocab, width]`` of any float type.
+            dim: principal components to keep; a narrower embedding keeps all it has.
+            counts: how often each token occurs in a corpus ``[vocab]``, to make frequent tokens count less;
+                None = all tokens count the same.
+            smoothing: token probability at which a token counts half.
+            settings: ``threshold``, ``min_sentence``, ``min_length``, ``max_length``.
+
+        Raises:
+            ProlocError: as the class; or ``dim``, ``counts`` or ``smoothing`` cannot be.
+
+        Source: frequency weights a / (a + p) from Arora et al. (2017), "A simple but tough-to-beat baseline for
+        sentence embeddings"; the rest ours.
+        """
+        if not isinstance(dim, int) or dim < 1:
+            raise ProlocError(f"dim must be a whole number >= 1, not {dim!r}.")
+        _check_finite(embedding)
+        table = _principal(embedding.detach().cpu().double(), dim)
+        if counts is not None:
+            table = table * _rarity(counts, smoothing, table.shape[0])[:, None]
+        # Only directions matter; the largest value becomes 1 so that float16 neither overflows nor loses small rows.
+        table = table / table.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+        return cls(sentence_ends, table, **settings)
+
+    def with_threshold(self, threshold: float) -> Self:
+        """The same blocks with another threshold, sharing the table."""
+        other = copy.copy(self)
+        other.threshold = _checked_threshold(threshold)
+        return other
+
+    def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        ends = self.sentence_ends.after(ids)
+        sums = self._running_sums(ids)
+        judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
+
+        def closes(start: int, cut: int) -> bool:
+            nonlocal judged
+            judged = max(judged, start)
+            if cut - judged < self.min_sentence:
+                return False
+            before, last = sums[judged] - sums[start], sums[cut] - sums[judged]
+            judged = cut
+            return cut - start >= self.min_length and _distance(before, last) > self.threshold
+
+        return open_blocks(ends, self.max_length, closes)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "sentence_ends": self.sentence_ends.settings(),
+            "threshold": self.threshold,
+            "min_sentence": self.min_sentence,
+            "min_length": self.min_length,
+            "max_length": self.max_length,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"embedding": self.embedding}
+
+    def _running_sums(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``[seq + 1, dim]``: row t is the sum of the embeddings of tokens before t."""
+        if ids.max() >= len(self._table):
+            raise ProlocError(
+                f"Token id {int(ids.max())} is outside the drift blocks' embedding table of {len(self._table)} tokens; "
+                "build the blocks from the embedding of the model that reads these tokens."
+            )
+        sums = np.zeros((ids.size + 1, self._table.shape[1]))
+        np.cumsum(self._table[ids], axis=0, dtype=np.float64, out=sums[1:])
+        return sums
+
+
+def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Cosine distance; 0 when one side says nothing (no tokens, or a zero vector), for then nothing drifted."""
+    norms = math.sqrt(float(a @ a) * float(b @ b))
+    return 1.0 - float(a @ b) / norms if norms > 0 else 0.0
+
+
+def _principal(rows: Tensor, dim: int) -> Tensor:
+    """The rows, centred, in their leading principal directions: ``[vocab, min(dim, width)]``."""
+    centred = rows - rows.mean(dim=0)
+    # eigh sorts upwards; exact and without random numbers. The signs of the directions are free, cosines ignore them.
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
+    return torch.matmul(centred, directions[:, :dim])
+
+
+def _rarity(counts: Tensor | NDArray[np.int64] | Sequence[int], smoothing: float, vocab: int) -> Tensor:
+    seen = torch.as_tensor(counts).double()
+    if seen.shape != (vocab,) or not bool((seen >= 0).all()) or not 0 < float(seen.sum()) < math.inf:
+        raise ProlocError(
+            f"counts must be {vocab} numbers >= 0, one a token, not all 0; their shape is {list(seen.shape)}."
+        )
+    if not 0 < smoothing < math.inf:
+        raise ProlocError(f"smoothing must be a token probability > 0, not {smoothing!r}.")
+    return smoothing / (smoothing + seen / seen.sum())
+
+
+def _checked_threshold(threshold: float) -> float:
+    if not 0 <= threshold <= 2:
+        raise ProlocError(f"threshold is a cosine distance and must be in [0, 2], not {threshold!r}.")
+    return float(threshold)
+
+
+def _check_finite(embedding: Tensor) -> None:
+    if embedding.dim() != 2 or embedding.numel() == 0:
+        raise ProlocError(f"embedding must be [vocab, dim], but its shape is {list(embedding.shape)}.")
+    if wrong := int((~embedding.isfinite()).any(dim=1).sum()):
+        raise ProlocError(
+            f"{wrong} rows of the embedding hold NaN or infinity (float16 ends at 65504); all must be finite."
+        )
+
+
+def _checked_table(embedding: Tensor) -> Tensor:
+    table = embedding.detach().to("cpu", torch.float16, copy=True).contiguous()
+    _check_finite(table)
+    return table

@@ -1,0 +1,86 @@
+"""Random blocks: boundaries that know nothing of the text, with block lengths like those of one that does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proloc.blocks.base import Partitioner
+from proloc.errors import ProlocError
+
+_SEEDS = 2**64
+
+
+class RandomBlocks(Partitioner):
+    """A block of ``k`` tokens closes with the chance ``P(length = k | length >= k)``.
+
+    The chance is drawn from a hash of the seed and of *all tokens before the boundary*: the same text always gets the
+    same blocks, also token by token, in a batch or packed, and two texts get different ones as soon as they differ
+    (seeding by the first token alone would give the same blocks to every text that opens with the same BOS token).
+
+    Args:
+        lengths: how often each block length occurs, ``{length: weight}`` or ``[[length, weight], ...]``.
+        seed: whole number in ``[0, 2**64)``; another seed gives other boundaries of the same lengths.
+
+    Raises:
+        ProlocError: no lengths, a length < 1, a weight that is negative or not finite, or a seed out of range.
+
+    Source: ours; the hash is SplitMix64 (Steele, Lea and Flood 2014).
+    """
+
+    kind: ClassVar[str] = "random"
+
+    def __init__(self, lengths: Mapping[int, float] | Sequence[tuple[int, float]], seed: int = 0) -> None:
+        pairs = lengths.items() if isinstance(lengths, Mapping) else lengths
+        self.lengths = sorted((int(length), float(weight)) for length, weight in pairs if weight != 0)
+        if not self.lengths or self.lengths[0][0] < 1 or not all(0 < weight < np.inf for _, weight in self.lengths):
+            raise ProlocError(f"lengths must give a weight >= 0, not all 0, to block lengths >= 1, not {lengths!r}.")
+        if not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+            raise ProlocError(f"seed must be a whole number in [0, 2**64), not {seed!r}.")
+        self.seed = seed
+        self._chances = _closing_chances(self.lengths)
+
+    def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        opens = np.zeros(ids.shape, dtype=bool)
+        draws = self._draws(ids)
+        start, longest = 0, self._chances.size
+        while start < ids.size:
+            opens[start] = True
+            # The draw at token s decides whether the block closes after s, so before s + 1.
+            ahead = draws[start : start + longest]
+            closes = ahead < self._chances[: ahead.size]
+            size = int(closes.argmax()) + 1
+            if not closes[size - 1]:
+                break
+            start += size
+        return opens
+
+    def settings(self) -> dict[str, Any]:
+        return {"lengths": [list(pair) for pair in self.lengths], "seed": self.seed}
+
+    def _draws(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Uniform numbers in [0, 1), ``[seq]``; the one at t is a hash of the seed and tokens 0 to t."""
+        places = np.arange(1, ids.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        history = np.cumsum(_mix(ids.astype(np.uint64) + _mix(places)), dtype=np.uint64)
+        bits = _mix(history ^ _mix(np.array([self.seed], dtype=np.uint64)))
+        draws = (bits >> np.uint64(11)).astype(np.float64)
+        draws *= 2.0**-53
+        return draws
+
+
+def _closing_chances(lengths: list[tuple[int, float]]) -> NDArray[np.float64]:
+    """``P(length = k | length >= k)`` for k = 1, 2, ...; the last one is 1."""
+    weights = np.zeros(lengths[-1][0])
+    for length, weight in lengths:
+        weights[length - 1] += weight
+    at_least = weights[::-1].cumsum()[::-1]
+    return weights / at_least
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, element by element; array products wrap around as it wants."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x

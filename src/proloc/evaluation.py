@@ -1,0 +1,98 @@
+"""Evaluation of a localised model on held-out windows: perplexity and every attention statistic, in one pass."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from proloc.errors import ProlocError
+from proloc.hf import find_state, recording
+from proloc.metrics import Averages
+
+STATISTICS = (
+    "fidelity",
+    "fidelity_undialled",
+    "fidelity_without_sinks",
+    "fidelity_lift",
+    "entropy_bits",
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one model on one text.
+
+    Attributes:
+        loss: cross-entropy in nats per predicted token.
+        tokens: predicted tokens; the first of a window is not predicted.
+        statistics: ``[layer][head]`` by name, see ``STATISTICS``.
+        fidelity_uniform: fidelity of uniform attention over the visible keys.
+        mean_block_length: tokens per block.
+    """
+
+    loss: float
+    tokens: int
+    statistics: dict[str, list[list[float]]]
+    fidelity_uniform: float
+    mean_block_length: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    block_ids: Tensor | None = None,
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Perplexity and attention statistics at the dial's present position.
+
+    Args:
+        model: a localised model.
+        input_ids: int64 ``[window, seq]``, all of one length.
+        block_ids: int64 ``[window, seq]``; None = the model's partitioner computes them.
+        batch_size: windows at a time.
+        progress: called with windows done and windows in all.
+
+    Raises:
+        ProlocError: no windows, or windows of fewer than two tokens.
+    """
+    if input_ids.dim() != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < 2:
+        raise ProlocError(f"evaluation needs windows of at least two tokens; got shape {tuple(input_ids.shape)}.")
+    state = find_state(model)
+    if block_ids is None:
+        block_ids = state.blocks(input_ids)
+    averages = Averages(len(state.localities))
+    training, total = model.training, 0.0
+    model.eval()
+    with recording(model, "all") as recorder:
+        for start in range(0, len(input_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = input_ids[rows].to(model.device)
+            logits = model(input_ids=batch, block_ids=block_ids[rows].to(model.device), use_cache=False).logits
+            total += float(
+                torch.nn.functional.cross_entropy(
+                    logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
+                )
+            )
+            layers = [recorder.layers[layer] for layer in range(len(state.localities))]
+            averages.add(layers, torch.ones_like(batch, dtype=torch.bool))
+            if progress is not None:
+                progress(min(start + batch_size, len(input_ids)), len(input_ids))
+    model.train(training)
+    tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
+    return Evaluation(
+        loss=total / tokens,
+        tokens=tokens,
+        statistics={name: averages.per_head(name) for name in STATISTICS},
+        fidelity_uniform=float(torch.tensor(averages.per_head("uniform")).mean()),
+        mean_block_length=input_ids.numel() / float((block_ids.max(dim=1).values + 1).sum()),
+    )

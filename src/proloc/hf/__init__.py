@@ -1,0 +1,17 @@
+"""The only room that knows transformers' internals: registration, ``localize``, the dial, saving and loading."""
+
+from proloc.hf.loading import from_pretrained
+from proloc.hf.localize import localize
+from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state, recording, set_dial
+
+__all__ = [
+    "LocalityState",
+    "Recorder",
+    "describe",
+    "dial",
+    "find_state",
+    "from_pretrained",
+    "localize",
+    "recording",
+    "set_dial",
+]

@@ -1,0 +1,149 @@
+"""The locality of one model: what its attention layers look up while they run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from proloc.attention import Backend, check_backend
+from proloc.blocks import Partitioner
+from proloc.errors import ProlocError
+from proloc.locality import Layout, mark_sinks, retained
+from proloc.metrics import AttentionStatistics
+from proloc.schedule import Schedule
+
+ATTRIBUTE = "_proloc_state"
+
+# Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
+# (checkpointing), when it is gone, so what they need travels in their arguments.
+current_layout: ContextVar[Layout | None] = ContextVar("proloc_layout", default=None)
+
+
+@dataclass
+class Recorder:
+    """Collects attention statistics by layer while somebody wants them.
+
+    Attributes:
+        wanted: "nothing", "all", or "fidelity", for which layers with locality 0 are left out.
+        layers: what the latest forward pass gave. The first write wins: checkpointing computes a layer twice, and only
+            the first tensors belong to the graph of the loss.
+    """
+
+    wanted: Literal["nothing", "fidelity", "all"] = "nothing"
+    layers: dict[int, AttentionStatistics] = field(default_factory=dict)
+    weights: dict[int, Tensor] = field(default_factory=dict)
+    keep_weights: bool = False
+
+    def wants(self, locality: float) -> bool:
+        return self.wanted == "all" or (self.wanted == "fidelity" and locality > 0.0)
+
+
+class LocalityState:
+    """Schedule, partitioner, sinks and dial of one localised model."""
+
+    def __init__(
+        self, schedule: Schedule, blocks: Partitioner, sinks: int, backend: Backend, num_layers: int
+    ) -> None:
+        check_backend(backend)
+        if not isinstance(sinks, int) or sinks < 0:
+            raise ProlocError(f"sinks is {sinks!r}; it must be a whole number, 0 or more.")
+        if not blocks.causal:
+            raise ProlocError(
+                f"{type(blocks).__name__} looks at later text, so it can only explain a finished one; "
+                "localize needs a causal partitioner."
+            )
+        self.schedule = schedule
+        self.blocks = blocks
+        self.sinks = sinks
+        self.backend: Backend = backend
+        self.localities = schedule.localities(num_layers)
+        self.recorder = Recorder()
+        self.retain = torch.ones(num_layers, dtype=torch.float64)
+        self.set_dial(1.0)
+
+    def set_dial(self, dial: float) -> None:
+        """Turn the dial; the tensor is changed in place, so compiled code sees the new value."""
+        self.retain.copy_(retained(torch.tensor(self.localities, dtype=torch.float64), dial))
+        self.dial = float(dial)
+
+    def layout(
+        self, input_ids: Tensor | None, block_ids: Tensor | None, valid: Tensor | None, starts: Tensor | None
+    ) -> Layout:
+        """Blocks and sinks of a batch; the partitioner runs when no block ids are given."""
+        if block_ids is None:
+            if input_ids is None:
+                raise ProlocError("with inputs_embeds the blocks cannot be computed; pass block_ids [batch, seq].")
+            block_ids = self.blocks(input_ids, valid, starts)
+        if valid is None:
+            valid = torch.ones_like(block_ids, dtype=torch.bool)
+        return Layout(block_ids, mark_sinks(self.sinks, valid, starts))
+
+
+def find_state(model: nn.Module) -> LocalityState:
+    """The state of a localised model, also behind wrappers such as PEFT's or DDP's.
+
+    Raises:
+        ProlocError: the model was not localised.
+    """
+    for module in model.modules():
+        state = module.__dict__.get(ATTRIBUTE)
+        if isinstance(state, LocalityState):
+            return state
+    raise ProlocError(f"this {type(model).__name__} is not localised; call proloc.localize(model, ...) first.")
+
+
+def set_dial(model: nn.Module, position: float) -> None:
+    """Turn the dial of a localised model and leave it there: 0 = the unmodified model, 1 = the whole schedule."""
+    find_state(model).set_dial(position)
+
+
+@contextmanager
+def dial(model: nn.Module, position: float) -> Iterator[None]:
+    """Turn the dial of a localised model inside a ``with`` block.
+
+    Raises:
+        ProlocError: not localised, or a position outside [0, 1].
+    """
+    state = find_state(model)
+    before = state.dial
+    state.set_dial(position)
+    try:
+        yield
+    finally:
+        state.set_dial(before)
+
+
+@contextmanager
+def recording(
+    model: nn.Module, wanted: Literal["fidelity", "all"] = "all", *, keep_weights: bool = False
+) -> Iterator[Recorder]:
+    """Collect attention statistics inside a ``with`` block; read them from ``recorder.layers`` after a forward pass.
+
+    Args:
+        model: a localised model.
+        wanted: "fidelity" leaves out layers with locality 0.
+        keep_weights: also keep the weights ``[batch, head, query, key]`` as used; for pictures of single passages.
+    """
+    state = find_state(model)
+    before = state.recorder
+    state.recorder = Recorder(wanted=wanted, keep_weights=keep_weights)
+    try:
+        yield state.recorder
+    finally:
+        state.recorder = before
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What a localised model does, as JSON-able data."""
+    state = find_state(model)
+    return {
+        "localities": list(state.localities),
+        "dial": state.dial,
+        "blocks": state.blocks.kind,
+        "sinks": state.sinks,
+        "attention": state.backend,
+    }

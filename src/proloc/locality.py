@@ -1,0 +1,146 @@
+"""The idea on one page: keys are home or away, and a dial takes attention away from the keys that are away.
+
+A *partitioner* gives every token a block. A key is HOME to a query when both lie in the same block, a SINK when the layout
+marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN. A
+*schedule* gives layer l its locality lambda_l, the *dial* d in [0, 1] turns all of them, and away keys keep the share
+
+    retain_l = 1 - d * lambda_l
+
+of their attention weight before the row is normalised again:
+
+    weights = softmax(scores + log(retain_l) * away)
+
+retain = 1 is the unmodified layer; retain = 0 hides the away keys. *Pointer fidelity* F is the attention mass on keys
+that are home or sink; *entropy* is taken in bits. After J. Diederich, arXiv 2511.18375 and 2510.09338; the formulas of
+those papers were not available to us, so the definitions here are ours.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proloc.errors import ProlocError
+
+HIDDEN, AWAY, HOME, SINK = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tokens of a batch are divided.
+
+    Attributes:
+        block_ids: int64 ``[batch, key]``; equal ids in a row = the same block.
+        sinks: bool ``[batch, key]``, True for tokens that every query may read at full weight.
+    """
+
+    block_ids: Tensor
+    sinks: Tensor
+
+    def __post_init__(self) -> None:
+        if self.block_ids.dim() != 2 or self.block_ids.shape != self.sinks.shape:
+            shapes = f"{tuple(self.block_ids.shape)} and {tuple(self.sinks.shape)}"
+            raise ProlocError(f"block_ids and sinks must both be [batch, key]; got {shapes}.")
+
+
+def mark_sinks(num_sinks: int, valid: Tensor, starts: Tensor | None = None) -> Tensor:
+    """The first ``num_sinks`` real tokens of every sequence.
+
+    Args:
+        num_sinks: tokens per sequence, 0 = none.
+        valid: bool ``[batch, key]``, False at padding.
+        starts: bool ``[batch, key]``, True where a packed row starts a new sequence; None = one sequence a row.
+
+    Returns:
+        bool ``[batch, key]``.
+    """
+    order = valid.long().cumsum(dim=1)
+    if starts is not None:
+        before = torch.where(starts & valid, order - 1, torch.zeros_like(order))
+        order = order - before.cummax(dim=1).values
+    return valid & (order <= num_sinks)
+
+
+def relate(layout: Layout, query_positions: Tensor, visible: Tensor) -> Tensor:
+    """What every key is to every query.
+
+    Args:
+        layout: blocks and sinks of all keys.
+        query_positions: int64 ``[query]``, where the queries stand among the keys.
+        visible: bool ``[batch, 1, query, key]``, what the model itself allows (causal, padding, window).
+
+    Returns:
+        uint8 ``[batch, 1, query, key]`` of HIDDEN, AWAY, HOME and SINK.
+    """
+    keys = layout.block_ids[:, None, None, :]
+    queries = layout.block_ids[:, query_positions][:, None, :, None]
+    code = torch.where(queries == keys, HOME, AWAY)
+    code = torch.where(layout.sinks[:, None, None, :], SINK, code)
+    return torch.where(visible, code, HIDDEN).to(torch.uint8)
+
+
+def retained(localities: Tensor, dial: float) -> Tensor:
+    """``1 - dial * lambda_l``: the share of its weight that an away key keeps, per layer ``[layer]``.
+
+    Raises:
+        ProlocError: the dial is outside [0, 1].
+    """
+    if not 0.0 <= dial <= 1.0:
+        raise ProlocError(f"the dial is {dial}; it must lie in [0, 1], 0 = the unmodified model, 1 = the whole schedule.")
+    return 1.0 - dial * localities
+
+
+def bias(relation: Tensor, retain: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: 0 at home and sink, log(retain) at away, the lowest number at hidden keys.
+
+    Hidden keys get the lowest finite number, as in transformers' eager attention, so that a padding row which sees
+    nothing at all stays finite; away keys at retain = 0 get minus infinity and weigh exactly nothing.
+
+    Args:
+        relation: uint8 ``[batch, 1, query, key]``.
+        retain: scalar in [0, 1].
+        dtype: of the scores.
+    """
+    zero = torch.zeros((), dtype=dtype, device=relation.device)
+    away = torch.log(retain.to(relation.device, torch.float64)).to(dtype)
+    hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=relation.device)
+    return torch.where(relation == HIDDEN, hidden, torch.where(relation == AWAY, away, zero))
+
+
+def fidelity(weights: Tensor, relation: Tensor) -> Tensor:
+    """Pointer fidelity ``F = sum of weights over home and sink keys``.
+
+    Args:
+        weights: ``[batch, head, query, key]``, rows sum to 1.
+        relation: uint8 ``[batch, 1, query, key]``.
+
+    Returns:
+        ``[batch, head, query]`` in [0, 1].
+    """
+    return (weights * (relation >= HOME)).sum(dim=-1)
+
+
+def entropy_bits(weights: Tensor) -> Tensor:
+    """Shannon entropy of every attention row in bits, ``[batch, head, query]``; 0 log 0 = 0."""
+    return torch.special.entr(weights).sum(dim=-1) / torch.log(torch.tensor(2.0, dtype=weights.dtype))
+
+
+def dialled_fidelity(undialled_fidelity: Tensor, retain: Tensor) -> Tensor:
+    """Fidelity after the dial from fidelity before it: ``F / (F + retain * (1 - F))`` (ours)."""
+    return undialled_fidelity / (undialled_fidelity + retain * (1 - undialled_fidelity))
+
+
+def dialled_output(output: Tensor, home_output: Tensor, undialled_fidelity: Tensor, retain: Tensor) -> Tensor:
+    """The dialled layer output from two undialled ones (ours); no T x T matrix is needed.
+
+    ``[F * O_home + retain * (O - F * O_home)] / [F + retain * (1 - F)]``
+
+    Args:
+        output: attention over all visible keys, ``[batch, head, query, head_dim]``.
+        home_output: attention over home and sink keys only, same shape.
+        undialled_fidelity: F, ``[batch, head, query]``.
+        retain: scalar in [0, 1].
+    """
+    share = undialled_fidelity[..., None]
+    home = share * home_output
+    return (home + retain * (output - home)) / (share + retain * (1 - share))

@@ -1,0 +1,75 @@
+"""What is measured about attention: statistics of one layer, and their averages over many batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from proloc.attention.reference import Attended
+from proloc.locality import HIDDEN, HOME, SINK, entropy_bits, fidelity
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    """Per query statistics of one layer, each ``[batch, head, query]``.
+
+    Attributes:
+        fidelity: attention mass on home and sink keys, as used (after the dial).
+        fidelity_undialled: the same from the same scores before the dial; differentiable, the penalty reads it.
+        home_mass: mass on home keys without sinks, as used.
+        sink_mass: mass on sinks, as used.
+        uniform: share of the visible keys that are home or sink: the fidelity of uniform attention.
+        entropy_bits: of the weights as used.
+    """
+
+    fidelity: Tensor
+    fidelity_undialled: Tensor
+    home_mass: Tensor
+    sink_mass: Tensor
+    uniform: Tensor
+    entropy_bits: Tensor
+
+
+def measure(attended: Attended, relation: Tensor) -> AttentionStatistics:
+    """All statistics of one layer from its weights and the relation of its keys, uint8 ``[batch, 1, query, key]``."""
+    weights = attended.weights
+    near = (relation >= HOME).sum(dim=-1)
+    visible = (relation != HIDDEN).sum(dim=-1).clamp_min(1)
+    return AttentionStatistics(
+        fidelity=fidelity(weights, relation),
+        fidelity_undialled=fidelity(attended.undialled_weights, relation),
+        home_mass=(weights * (relation == HOME)).sum(dim=-1),
+        sink_mass=(weights * (relation == SINK)).sum(dim=-1),
+        uniform=(near / visible).expand(weights.shape[:3]),
+        entropy_bits=entropy_bits(weights),
+    )
+
+
+class Averages:
+    """Sums statistics over batches in float64 and averages them over queries.
+
+    ``fidelity_without_sinks`` is a ratio of sums, home mass over all mass not on sinks, so that queries which look at
+    sinks only do not weigh like the others. ``fidelity_lift`` is mean fidelity over mean uniform fidelity.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self._sums: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
+        self._queries = 0
+
+    def add(self, layers: list[AttentionStatistics], queries: Tensor) -> None:
+        """Add one batch; ``queries`` is bool ``[batch, query]``, True for the queries that count."""
+        self._queries += int(queries.sum())
+        for sums, layer in zip(self._sums, layers, strict=True):
+            for field in fields(layer):
+                values = getattr(layer, field.name).double().movedim(1, 0)[:, queries]
+                sums[field.name] = sums.get(field.name, 0) + values.sum(dim=1)
+
+    def per_head(self, name: str) -> list[list[float]]:
+        """``[layer][head]`` of a statistic, of "fidelity_without_sinks" or of "fidelity_lift"."""
+        derived: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
+            "fidelity_without_sinks": lambda sums: sums["home_mass"] / (self._queries - sums["sink_mass"]).clamp_min(1e-9),
+            "fidelity_lift": lambda sums: sums["fidelity"] / sums["uniform"],
+        }
+        compute = derived.get(name, lambda sums: sums[name] / self._queries)
+        return torch.stack([compute(sums) for sums in self._sums]).tolist()

@@ -1,0 +1,49 @@
+"""What every table and figure of a report reads: the plan, its runs and their summary (ours)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from proloc.study.results import Metrics, RunResult, StudyRecord
+from proloc.study.statistics import REFERENCE, ConditionSummary, StudySummary, summarise, usable_metrics
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A study as the report reads it.
+
+    Attributes:
+        study: the plan.
+        runs: every run that is there, failed ones included.
+    """
+
+    study: StudyRecord
+    runs: Sequence[RunResult]
+
+    @cached_property
+    def summary(self) -> StudySummary:
+        """The statistics of the study."""
+        return summarise(self.study, self.runs)
+
+    @cached_property
+    def measured(self) -> list[ConditionSummary]:
+        """The conditions with at least one finished run, in the order of the plan."""
+        return [row for row in self.summary.conditions if row.measures is not None]
+
+    def finished(self, condition: str) -> list[RunResult]:
+        """The finished runs of a condition, in the order of the seeds."""
+        return [run for run in self.runs if run.condition == condition and usable_metrics(run) is not None]
+
+    def metrics(self, condition: str) -> list[Metrics]:
+        """The metrics of the finished runs of a condition."""
+        return [metrics for run in self.finished(condition) if (metrics := usable_metrics(run)) is not None]
+
+    def localities(self, condition: str) -> list[float]:
+        """The schedule of a condition with finished runs."""
+        return self.finished(condition)[0].localities
+
+    @property
+    def focus(self) -> str | None:
+        """The condition whose heads are shown: the quintic where measured, else the first that is no control."""
+        names = [row.condition for row in self.measured if not row.control and row.condition != REFERENCE]
+        return next((name for name in names if name.startswith("quintic")), names[0] if names else None)

@@ -1,0 +1,79 @@
+"""The summary as CSV for machines and as Markdown for papers and issues (ours)."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from proloc.report.answer import how_to_read_table
+from proloc.report.data import ReportData
+from proloc.report.rows import HEADERS, make_rows
+from proloc.study.statistics import (
+    BEFORE_TUNING,
+    Comparison,
+    ConditionSummary,
+    Estimate,
+    Measures,
+    StudySummary,
+)
+
+
+def to_csv(summary: StudySummary) -> str:
+    """One line per condition and one for the model before tuning, numbers in full precision, empty where unknown."""
+    records = [_flat_condition(row) for row in summary.conditions]
+    records.append(_flat_baseline(summary))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def to_markdown(data: ReportData) -> str:
+    """The table of the page as Markdown, with the sentence on how to read it."""
+    lines = [_markdown_line(HEADERS), _markdown_line(["---"] * len(HEADERS))]
+    lines += [_markdown_line(row.cells) for row in make_rows(data.summary)]
+    return "\n".join([*lines, "", how_to_read_table(data), ""])
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+def _flat_condition(row: ConditionSummary) -> dict[str, object]:
+    return {
+        "condition": row.condition,
+        "control": row.control,
+        "finished": row.num_finished,
+        "failed": row.num_failed,
+        "missing": row.num_missing,
+        **_flat_comparison(row.comparison),
+        **_flat_measures(row.measures),
+    }
+
+
+def _flat_baseline(summary: StudySummary) -> dict[str, object]:
+    return {"condition": BEFORE_TUNING, "ratio": summary.baseline_ratio, **_flat_measures(summary.baseline)}
+
+
+def _flat_comparison(comparison: Comparison | None) -> dict[str, object]:
+    return {
+        **_flat_estimate("ratio", comparison.ratio if comparison else None),
+        "pairs": comparison.ratio.num if comparison else None,
+        "p": comparison.p if comparison else None,
+        "p_holm": comparison.p_holm if comparison else None,
+        "hedges_g_z": comparison.hedges_g_z if comparison else None,
+        **_flat_estimate("fidelity_gain", comparison.fidelity_gain if comparison else None),
+    }
+
+
+def _flat_measures(measures: Measures | None) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name in Measures.model_fields:
+        flat |= _flat_estimate(name, getattr(measures, name) if measures else None)
+    return flat
+
+
+def _flat_estimate(name: str, estimate: Estimate | None) -> dict[str, object]:
+    mean, low, high = (estimate.mean, estimate.low, estimate.high) if estimate else (None, None, None)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -1,0 +1,116 @@
+"""The figures of a report, in the order of the page, each with how to read it (ours)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from proloc.report.canvas import drawing, to_png, to_svg
+from proloc.report.data import ReportData
+from proloc.report.figures_cost import front_figure, perplexity_figure, training_figure
+from proloc.report.figures_layers import entropy_figure, fidelity_figure, heads_figure, schedule_figure
+from proloc.report.figures_sample import attention_figure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A figure to draw.
+
+    Attributes:
+        name: of its files.
+        draw: returns None when the runs do not hold what it needs.
+        reading: one sentence on how to read it.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[ReportData], Figure | None]
+    reading: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as it goes into files and page."""
+
+    name: str
+    title: str
+    reading: str
+    png: bytes
+    svg: str
+
+
+PLANS = (
+    Plan(
+        "perplexity",
+        "Perplexity by condition",
+        perplexity_figure,
+        "Every dot is one seed, the tick their geometric mean, the bar its 95% interval (wide with few seeds, "
+        "absent with one, and running out of the panel where it is far wider than the dots); further left is "
+        "better, and an interval that spans the dotted line at 1 does not tell the condition from the reference.",
+    ),
+    Plan(
+        "fidelity_by_layer",
+        "Fidelity by layer",
+        fidelity_figure,
+        "Solid is the attention mass on the own block as the model used it, dashed the same scores before the dial, "
+        "dotted what uniform attention would give; where solid nears 1 under a hard mask that is by construction, "
+        "so only the dashed line above the dotted one was learned, and no line here shows causal contribution.",
+    ),
+    Plan(
+        "entropy_by_layer",
+        "Entropy by layer",
+        entropy_figure,
+        "Lower means attention spread over fewer tokens; hiding tokens lowers entropy by itself, so a fall is not "
+        "yet a sign that a layer reads more sharply.",
+    ),
+    Plan(
+        "schedule",
+        "Locality schedule",
+        schedule_figure,
+        "Each cell is the locality of one layer at dial 1: 0 leaves the layer unchanged, 1 hides every token "
+        "outside the own block and the sinks.",
+    ),
+    Plan(
+        "front",
+        "Cost against late-layer fidelity",
+        front_figure,
+        "Lower right is better: more attention on the own block in late layers at a lower perplexity; every marker "
+        "is one seed, round ones are schedules and the others controls, and because the left panel rewards a hard "
+        "mask for what it does by construction, the right panel is the fairer one.",
+    ),
+    Plan(
+        "training",
+        "Training",
+        training_figure,
+        "Curves are means over seeds of the training batches, smoothed by a running mean; they show whether training "
+        "settled, and the comparison of conditions is the one on held-out text above.",
+    ),
+    Plan(
+        "attention",
+        "Attention on the sample passage",
+        attention_figure,
+        "Rows are the reading token, columns the token read, outlines the blocks; mass inside an outline is "
+        "fidelity, the first column is the sink, and one passage of one seed illustrates but proves nothing; "
+        "attention mass is not causal contribution.",
+    ),
+    Plan(
+        "heads",
+        "Fidelity by head",
+        heads_figure,
+        "Each cell is one head, mean over seeds: a head bright on the left and dark on the right is local only "
+        "because the dial makes it so.",
+    ),
+)
+
+
+def draw_all(data: ReportData) -> list[Drawn]:
+    """Draw every figure that the runs support; none when no run has finished."""
+    if not data.measured:
+        return []
+    with drawing():
+        figures = [(plan, plan.draw(data)) for plan in PLANS]
+        return [
+            Drawn(plan.name, plan.title, plan.reading, to_png(figure), to_svg(figure))
+            for plan, figure in figures
+            if figure
+        ]

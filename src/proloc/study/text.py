@@ -1,0 +1,59 @@
+"""Where a study's text comes from."""
+
+import pydoc_data.topics
+from pathlib import Path
+
+from proloc.errors import ProlocError
+from proloc.study.config import TextSection
+
+
+def read_text(section: TextSection) -> str:
+    """The whole text of a study.
+
+    Raises:
+        ProlocError: no such file or dataset, not UTF-8, no such column, or nothing in it.
+    """
+    if section.file is not None:
+        text, source = _read_file(Path(section.file)), section.file
+    elif section.dataset is not None:
+        text, source = _read_dataset(section), section.dataset
+    else:
+        text, source = "\n\n".join(pydoc_data.topics.topics.values()), "pydoc"
+    if not text.strip():
+        raise ProlocError(f"the text {source} is empty.")
+    return text
+
+
+def describe_source(section: TextSection) -> str:
+    """A short name for the text, without the folders it lies in."""
+    if section.file is not None:
+        return Path(section.file).name
+    if section.dataset is not None:
+        parts = (section.dataset, section.dataset_config, section.split)
+        return "/".join(part for part in parts if part)
+    return "the topics of Python's own documentation (pydoc_data.topics)"
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ProlocError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error
+    except OSError as error:
+        raise ProlocError(f"cannot read the text {path}: {error.strerror or error}.") from error
+
+
+def _read_dataset(section: TextSection) -> str:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ProlocError('text from a dataset needs the package datasets: pip install "proloc[datasets]".') from error
+    try:
+        rows = load_dataset(section.dataset, section.dataset_config, split=section.split)
+    except Exception as error:  # datasets raises many kinds; all of them mean that the name cannot be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ProlocError(f"cannot load the dataset {section.dataset}: {reason}") from error
+    if section.column not in rows.column_names:
+        columns = ", ".join(rows.column_names)
+        raise ProlocError(f"the dataset {section.dataset} has no column {section.column!r}; choose one of {columns}.")
+    return "\n\n".join(str(value) for value in rows[section.column])
