@@ -158,6 +158,15 @@ class TestDrift:
         assert lengths(drift(threshold=2.0, max_length=None), (CATS + LAW) * 20) == [320]
         assert lengths(drift(threshold=0.0), (CATS + LAW) * 20) == [16] * 20
 
+    def test_what_was_read_before_a_block_does_not_move_its_end(self) -> None:
+        table = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+        blocks = DriftBlocks.from_embedding([STOP, 1, 2], table, threshold=0.7, min_sentence=3, min_length=4)
+        ids = np.random.default_rng(0).integers(0, 50, 3000)
+        whole = blocks.boundaries(ids)
+        assert 50 < whole.sum() < 500
+        for start in np.flatnonzero(whole):
+            np.testing.assert_array_equal(blocks.boundaries(ids[start:]), whole[start:])
+
     def test_blocks_stay_when_the_model_s_embedding_is_trained_on(self) -> None:
         weight = TOPICS.clone()
         snapshot = DriftBlocks([STOP], weight)

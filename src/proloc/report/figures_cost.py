@@ -64,7 +64,7 @@ def front_figure(data: ReportData) -> Figure | None:
         axes.axhline(1.0, color=MUTED, linewidth=1, linestyle=":")
         axes.set_xlabel("fidelity, last third of the layers")
         grid_behind(axes, "both")
-    legend_right(figure, data, line=False)
+    legend_right(figure, data, line=False, marker=True)
     return figure
 
 
@@ -93,7 +93,7 @@ def training_figure(data: ReportData) -> Figure | None:
     panels[0].set_title("cross-entropy")
     if penalised:
         panels[1].set_title("weighted penalty")
-    legend_right(figure, data, line=True)
+    legend_right(figure, data, line=True, marker=False)
     return figure
 
 

@@ -17,6 +17,7 @@ from proloc.study.statistics import head_means, layer_means
 _COLUMNS = 4
 # Cells with more layers or heads than this are too small to hold a number.
 _MAX_NUMBERED = 16
+_MAX_HEIGHT = 7.0
 
 
 def fidelity_figure(data: ReportData) -> Figure:
@@ -57,10 +58,9 @@ def entropy_figure(data: ReportData) -> Figure:
         axes.plot(range(len(means)), means, color=look.colour, marker=look.marker, markersize=4, linewidth=1.8)
     axes.set_xlabel("layer")
     axes.set_ylabel("entropy (bits)")
-    axes.set_ylim(bottom=0)
     _layer_axis(axes)
     grid_behind(axes, "y")
-    legend_right(figure, data, line=True)
+    legend_right(figure, data, line=True, marker=True)
     return figure
 
 
@@ -82,7 +82,7 @@ def heads_figure(data: ReportData) -> Figure | None:
         return None
     metrics = data.metrics(data.focus)
     used, undialled = (head_means(metrics, name) for name in ("fidelity", "fidelity_undialled"))
-    figure = new_figure(1.3 + 0.3 * len(used))
+    figure = new_figure(min(1.3 + 0.3 * len(used), _MAX_HEIGHT))
     left, right = figure.subplots(1, 2, sharey=True)
     _cells(figure, left, used, None, "viridis")
     _cells(figure, right, undialled, "fidelity", "viridis")

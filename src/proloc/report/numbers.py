@@ -40,3 +40,8 @@ def count(num: int, singular: str) -> str:
 def listed(parts: list[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def capitalised(name: str) -> str:
+    """A name as the first word of a sentence."""
+    return name[:1].upper() + name[1:]

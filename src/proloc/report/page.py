@@ -18,6 +18,7 @@ from proloc.report.css import STYLE
 from proloc.report.data import ReportData
 from proloc.report.figures import Drawn
 from proloc.report.figures_sample import shown_samples
+from proloc.report.numbers import count
 from proloc.report.rows import HEADERS, Row, make_rows
 from proloc.study.results import Sample
 from proloc.study.statistics import StudySummary
@@ -54,7 +55,7 @@ def to_page(data: ReportData, figures: Sequence[Drawn]) -> str:
 def _meta(data: ReportData) -> str:
     model, text = data.study.model, data.study.text
     tokens = data.study.baseline.tokens
-    planned = f"{len(data.study.conditions)} conditions × {len(data.study.seeds)} seeds"
+    planned = f"{count(len(data.study.conditions), 'condition')} × {count(len(data.study.seeds), 'seed')}"
     return f"{model.get('name', 'model')} · {text.get('source', 'text')} · {planned} · {tokens:,} held-out tokens"
 
 
@@ -64,14 +65,15 @@ def _table(data: ReportData) -> str:
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n"
-        f'<p class="reading swipe">{escape(how_to_read_table(data))}</p>'
+        f'<p class="reading hint">Tables and figures scroll sideways.</p>\n'
+        f'<p class="reading">{escape(how_to_read_table(data))}</p>'
     )
 
 
 def _table_row(row: Row) -> str:
     kind = "control" if row.control else "baseline" if row.baseline else "condition"
     cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row.cells[1:])
-    return f'<tr class="{kind}"><th scope="row">{escape(row.cells[0])}</th>{cells}</tr>'
+    return f'<tr class="{kind}"><th scope="row">{_cell(row.cells[0])}</th>{cells}</tr>'
 
 
 def _cell(text: str) -> str:
@@ -81,7 +83,8 @@ def _cell(text: str) -> str:
 
 def _unfinished(summary: StudySummary) -> str:
     items = [f"{run.condition}, seed {run.seed}, failed: {run.error}" for run in summary.failed]
-    items += [f"{name}: not done yet" for name in summary.missing]
+    if summary.missing:
+        items.append(f"Not done yet: {', '.join(summary.missing)}")
     if not items:
         return ""
     return f'<ul class="failures">{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>'
@@ -93,7 +96,7 @@ def _figure(figure: Drawn, after: str) -> str:
         f"<h2>{escape(figure.title)}</h2>\n"
         f'<figure id="{escape(figure.name)}"><div class="plot" tabindex="0">'
         f'<img alt="{escape(figure.title)}" src="data:image/svg+xml;base64,{image}"></div>{after}\n'
-        f'<figcaption class="reading swipe">{escape(figure.reading)}</figcaption></figure>'
+        f'<figcaption class="reading">{escape(figure.reading)}</figcaption></figure>'
     )
 
 

