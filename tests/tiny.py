@@ -19,7 +19,13 @@ VOCAB = 61
 def tiny_model(family: str = "llama", layers: int = 3, seed: int = 0, attention: str = "eager") -> PreTrainedModel:
     """A random model whose attention is far from uniform, so that a wrong mask shows."""
     torch.manual_seed(seed)
-    common = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "attn_implementation": attention}
+    common = {
+        "vocab_size": VOCAB,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "attn_implementation": attention,
+    }
     if family == "gpt2":
         config = GPT2Config(
             n_embd=32, n_layer=layers, n_head=4, n_positions=96, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common

@@ -1,6 +1,7 @@
 """The command ``proloc``: arguments in, exit code out; the work is done in the other rooms."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,11 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _command(
-        commands, "report", "make the report of a study again", "Table, figures and page from a study's folder.", _report
+        commands,
+        "report",
+        "make the report of a study again",
+        "Table, figures and page from a study's folder.",
+        _report,
     )
     parser.add_argument("folder", type=Path, help="what `proloc study` wrote")
 
@@ -71,7 +76,9 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument("model", help="builtin, smollm2-135m, a folder or a Hub id")
     parser.add_argument("prompt", help="the text to continue")
-    parser.add_argument("--dial", type=float, default=1.0, help="0 = the unmodified model, 1 = the whole schedule (default)")
+    parser.add_argument(
+        "--dial", type=float, default=1.0, help="0 = the unmodified model, 1 = the whole schedule (default)"
+    )
     parser.add_argument("--tokens", type=int, default=60, help="how many tokens to add (default: 60)")
     parser.add_argument("--seed", type=int, help="sample with this seed (default: greedy)")
 
@@ -152,6 +159,9 @@ def _models(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 = done, 1 = a run failed, 2 = the user can mend it, 130 = interrupted."""
     arguments = build_parser().parse_args(argv)
+    # Our own progress bars say enough; transformers reads these when it is imported, here and in worker processes.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return int(arguments.run(arguments))
     except ProlocError as error:

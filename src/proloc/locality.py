@@ -1,7 +1,7 @@
 """The idea on one page: keys are home or away, and a dial takes attention away from the keys that are away.
 
-A *partitioner* gives every token a block. A key is HOME to a query when both lie in the same block, a SINK when the layout
-marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN. A
+A *partitioner* gives every token a block. A key is HOME to a query when both lie in the same block, a SINK when the
+layout marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN. A
 *schedule* gives layer l its locality lambda_l, the *dial* d in [0, 1] turns all of them, and away keys keep the share
 
     retain_l = 1 - d * lambda_l
@@ -15,6 +15,7 @@ that are home or sink; *entropy* is taken in bits. After J. Diederich, arXiv 251
 those papers were not available to us, so the definitions here are ours.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,9 @@ def retained(localities: Tensor, dial: float) -> Tensor:
         ProlocError: the dial is outside [0, 1].
     """
     if not 0.0 <= dial <= 1.0:
-        raise ProlocError(f"the dial is {dial}; it must lie in [0, 1], 0 = the unmodified model, 1 = the whole schedule.")
+        raise ProlocError(
+            f"the dial is {dial}; it must lie in [0, 1], 0 = the unmodified model, 1 = the whole schedule."
+        )
     return 1.0 - dial * localities
 
 
@@ -122,7 +125,8 @@ def fidelity(weights: Tensor, relation: Tensor) -> Tensor:
 
 def entropy_bits(weights: Tensor) -> Tensor:
     """Shannon entropy of every attention row in bits, ``[batch, head, query]``; 0 log 0 = 0."""
-    return torch.special.entr(weights).sum(dim=-1) / torch.log(torch.tensor(2.0, dtype=weights.dtype))
+    nats: Tensor = torch.special.entr(weights).sum(dim=-1)
+    return nats / math.log(2.0)
 
 
 def dialled_fidelity(undialled_fidelity: Tensor, retain: Tensor) -> Tensor:

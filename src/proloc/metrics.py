@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 from proloc.attention.reference import Attended
@@ -68,8 +67,10 @@ class Averages:
     def per_head(self, name: str) -> list[list[float]]:
         """``[layer][head]`` of a statistic, of "fidelity_without_sinks" or of "fidelity_lift"."""
         derived: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
-            "fidelity_without_sinks": lambda sums: sums["home_mass"] / (self._queries - sums["sink_mass"]).clamp_min(1e-9),
+            "fidelity_without_sinks": lambda sums: (
+                sums["home_mass"] / (self._queries - sums["sink_mass"]).clamp_min(1e-9)
+            ),
             "fidelity_lift": lambda sums: sums["fidelity"] / sums["uniform"],
         }
         compute = derived.get(name, lambda sums: sums[name] / self._queries)
-        return torch.stack([compute(sums) for sums in self._sums]).tolist()
+        return [compute(sums).cpu().numpy().tolist() for sums in self._sums]

@@ -13,8 +13,8 @@ from proloc.errors import ProlocError
 class LowFidelity:
     """The low-fidelity constraint ``weight * sum_l lambda_l * mean max(0, phi - F_l)`` (after arXiv 2511.18375; ours).
 
-    A layer is asked for fidelity ``phi`` and no more; a low phi keeps its capacity. F is the undialled fidelity: under a
-    dial the layer's own weights already obey it, and at lambda = 1 they would give no gradient at all.
+    A layer is asked for fidelity ``phi`` and no more; a low phi keeps its capacity. F is the undialled fidelity: under
+    a dial the layer's own weights already obey it, and at lambda = 1 they would give no gradient at all.
 
     Attributes:
         phi: wanted fidelity in [0, 1].

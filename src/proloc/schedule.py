@@ -50,7 +50,7 @@ class Uniform(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(Schedule):
-    """``lambda_l = lambda_max * (l / (L - 1)) ** beta``; beta 1, 3, 5 = linear, cubic, quintic. One layer: lambda_max."""
+    """``lambda_l = lambda_max * (l / (L - 1)) ** beta``; beta 1, 3, 5 = linear, cubic, quintic."""
 
     kind: ClassVar[str] = "polynomial"
     beta: float
@@ -58,7 +58,9 @@ class Polynomial(Schedule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.beta, (int, float)) or not 0.0 < self.beta < float("inf"):
-            raise ProlocError(f"beta is {self.beta!r}; it must be a number above 0 (1 = linear, 3 = cubic, 5 = quintic).")
+            raise ProlocError(
+                f"beta is {self.beta!r}; it must be a number above 0 (1 = linear, 3 = cubic, 5 = quintic)."
+            )
         _in_unit_interval("lambda_max", self.lambda_max)
 
     def localities(self, num_layers: int) -> tuple[float, ...]:

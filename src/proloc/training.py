@@ -14,7 +14,7 @@ from proloc.penalty import LowFidelity
 IGNORED_LABEL = -100
 
 
-class LocalityTrainer(Trainer):
+class LocalityTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that adds ``penalty`` to the loss of a localised model; everything else is the Trainer's.
 
     The penalty is summed over the queries that have a target and divided by the number of targets of the whole
@@ -44,7 +44,8 @@ class LocalityTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's step; recording goes on through the backward pass, where checkpointing runs layers again."""
         with self._recording():
-            return super().training_step(*args, **kwargs)
+            loss: Tensor = super().training_step(*args, **kwargs)
+            return loss
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = self._state.recorder
@@ -70,7 +71,9 @@ class LocalityTrainer(Trainer):
         queries = queries_with_target(inputs["labels"])
         penalty = self.penalty.summed(layers, self._state.localities, queries)
         if model.training and layers and not penalty.requires_grad:
-            raise ProlocError("the penalty has no gradient; reentrant checkpointing or a frozen model would cause this.")
+            raise ProlocError(
+                "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
+            )
         penalty = penalty / (queries.sum() if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             penalty = penalty * self.accelerator.num_processes
@@ -92,7 +95,7 @@ class LocalityTrainer(Trainer):
 
 
 def queries_with_target(labels: Tensor) -> Tensor:
-    """Bool ``[batch, query]``: query t predicts token t + 1, where that has a label; the last query predicts nothing."""
+    """Bool ``[batch, query]``: query t predicts token t + 1, where that has a label; the last predicts none."""
     queries = torch.zeros_like(labels, dtype=torch.bool)
     queries[:, :-1] = labels[:, 1:] != IGNORED_LABEL
     return queries

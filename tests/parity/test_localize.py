@@ -8,7 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from tiny import VOCAB, random_ids, tiny_model, twin
-from transformers import BartConfig, BartForCausalLM, BloomConfig, BloomForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import proloc
 from proloc.hf import find_state
@@ -109,7 +117,9 @@ def test_no_earlier_logit_moves_when_a_later_token_changes(kind, data):
     ids = random_ids(1, 24, seed=data.draw(st.integers(0, 10**6)))
     place = data.draw(st.integers(1, 23))
     changed = ids.clone()
-    changed[0, place:] = torch.tensor(data.draw(st.lists(st.integers(1, VOCAB - 1), min_size=24 - place, max_size=24 - place)))
+    changed[0, place:] = torch.tensor(
+        data.draw(st.lists(st.integers(1, VOCAB - 1), min_size=24 - place, max_size=24 - place))
+    )
     with torch.no_grad():
         before, after = (model(input_ids=each).logits[:, :place] for each in (ids, changed))
     assert torch.equal(before, after)
@@ -177,7 +187,9 @@ def test_block_ids_given_to_generate_cover_the_prompt_and_continue():
 
 
 def test_a_saved_model_comes_back_with_its_locality(tmp_path):
-    model = localised("gpt2", schedule=proloc.Reversed(proloc.Polynomial(beta=3)), blocks=every_partitioner()["drift"], sinks=2)
+    model = localised(
+        "gpt2", schedule=proloc.Reversed(proloc.Polynomial(beta=3)), blocks=every_partitioner()["drift"], sinks=2
+    )
     model.save_pretrained(tmp_path)
     again, ids = proloc.from_pretrained(tmp_path, attention="reference"), random_ids(2, 30)
     assert proloc.describe(again) == proloc.describe(model)
@@ -263,8 +275,8 @@ def test_measuring_on_a_forced_sdpa_path_is_refused():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=61)), "registry"),
-        (lambda: BartForCausalLM(BartConfig(d_model=16, vocab_size=61, decoder_layers=1, encoder_layers=1)), "cannot tell its layers apart"),
+        (lambda: BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2)), "registry"),
+        (lambda: BartForCausalLM(BartConfig(d_model=16, decoder_layers=1)), "cannot tell its layers apart"),
         (lambda: torch.nn.Linear(2, 2), "needs a Hugging Face model"),
     ],
 )  # fmt: skip

@@ -49,7 +49,10 @@ PENALTY = proloc.LowFidelity(phi=0.9, weight=2.0)
 def test_accumulation_changes_neither_loss_nor_penalty_nor_weights(tmp_path, accumulation):
     whole = trainer(tmp_path, penalty=PENALTY)
     parts = trainer(
-        tmp_path, penalty=PENALTY, per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation
+        tmp_path,
+        penalty=PENALTY,
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
     )
     for each in (whole, parts):
         each.train()
@@ -120,7 +123,12 @@ def test_checkpointing_and_mixed_precision_train_like_plain_training(tmp_path):
 
 def test_reentrant_checkpointing_is_refused_with_a_penalty(tmp_path):
     with pytest.raises(proloc.ProlocError, match="reentrant"):
-        trainer(tmp_path, penalty=PENALTY, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+        trainer(
+            tmp_path,
+            penalty=PENALTY,
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": True},
+        )
 
 
 def test_lora_tunes_adapters_only_and_keeps_the_locality(tmp_path):
@@ -152,5 +160,7 @@ def test_evaluation_equals_the_models_own_loss_and_the_statistics_of_one_batch()
         expected = torch.stack([getattr(recorder.layers[layer], name).mean((0, 2)) for layer in range(3)])
         torch.testing.assert_close(torch.tensor(result.statistics[name]), expected, rtol=1e-4, atol=1e-5)
     without = recorder.layers[2].home_mass.sum((0, 2)) / (1 - recorder.layers[2].sink_mass).sum((0, 2))
-    torch.testing.assert_close(torch.tensor(result.statistics["fidelity_without_sinks"][2]), without, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(result.statistics["fidelity_without_sinks"][2]), without, rtol=1e-4, atol=1e-5
+    )
     assert result.mean_block_length == pytest.approx(21 / 5)

@@ -33,7 +33,5 @@ def from_pretrained(name: str | Path, *, attention: Backend = "auto", **kwargs: 
     if saved.get("format") != FORMAT:
         raise ProlocError(f"{name} has a locality setting of format {saved.get('format')}; this proloc reads {FORMAT}.")
     found = cached_file(str(name), TENSORS_FILE, _raise_exceptions_for_missing_entries=False)
-    blocks = build_partitioner(
-        saved["blocks"]["kind"], saved["blocks"]["settings"], load_file(found) if found else {}
-    )
+    blocks = build_partitioner(saved["blocks"]["kind"], saved["blocks"]["settings"], load_file(found) if found else {})
     return localize(model, schedule_from_dict(saved["schedule"]), blocks, sinks=saved["sinks"], attention=attention)

@@ -59,7 +59,7 @@ def localize(
         module.__dict__[ATTRIBUTE] = state
     model.config.proloc = persistence.setting(state)
     if not isinstance(model, LocalisedModel):
-        model.__class__ = _localised_class(type(model))
+        model.__class__ = _localised_class(type(model))  # type: ignore[arg-type]
     return model
 
 
@@ -72,7 +72,9 @@ def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     if model.config.is_encoder_decoder or not getattr(config, "is_causal", True):
         raise ProlocError(f"{name} is not a decoder-only language model; it cannot be localised.")
     if not model._can_set_attn_implementation():
-        raise ProlocError(f"{name} does not route its attention through transformers' registry; it cannot be localised.")
+        raise ProlocError(
+            f"{name} does not route its attention through transformers' registry; it cannot be localised."
+        )
     others = set(getattr(config, "layer_types", None) or ()) - ATTENDING_LAYERS
     if others:
         raise ProlocError(
@@ -98,7 +100,7 @@ def _own_config(model: PreTrainedModel) -> None:
     shared, own = model.config, copy.deepcopy(model.config)
     for module in model.modules():
         if getattr(module, "config", None) is shared:
-            module.config = own  # type: ignore[assignment]
+            module.config = own
 
 
 class LocalisedModel:
@@ -145,19 +147,19 @@ class LocalisedModel:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The dynamic class cannot be found by name, so pickle the base class and swap when loading.
-        _, _, *rest = super().__reduce_ex__(protocol)
-        return (_blank, (type(self).__mro__[2],), *rest)
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        return (_blank, (type(self).__mro__[2],), *reduced[2:])
 
 
-def _blank(base: type[PreTrainedModel]) -> Any:
-    cls = _localised_class(base)
+def _blank(base: type[Any]) -> Any:
+    cls = _localised_class(base)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 
 @functools.cache
-def _localised_class(base: type[PreTrainedModel]) -> type:
+def _localised_class(base: Any) -> Any:
     """A subclass with the same name, so that code which looks at class names or modules finds what it knows."""
-    cls = type(base.__name__, (LocalisedModel, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+    cls: Any = type(base.__name__, (LocalisedModel, base), {"__module__": base.__module__, "__doc__": base.__doc__})
     signature = inspect.signature(base.forward)
     block_ids = inspect.Parameter("block_ids", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Tensor | None)
     positional = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -169,7 +171,7 @@ def _localised_class(base: type[PreTrainedModel]) -> type:
 
     # Trainer's column filter, find_labels and generate's argument check all read the signature.
     forward.__signature__ = signature.replace(parameters=[*positional, block_ids, *variable])  # type: ignore[attr-defined]
-    cls.forward = forward  # type: ignore[attr-defined]
+    cls.forward = forward
     return cls
 
 
@@ -206,5 +208,7 @@ def _valid(mask: Any, like: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     if mask.shape[1] < like.shape[1]:
-        raise ProlocError(f"attention_mask covers {mask.shape[1]} tokens; [batch, past + seq] = {like.shape[1]} is needed.")
+        raise ProlocError(
+            f"attention_mask covers {mask.shape[1]} tokens; [batch, past + seq] = {like.shape[1]} is needed."
+        )
     return mask[:, : like.shape[1]].bool()

@@ -34,7 +34,9 @@ def model_facts(name: str) -> ModelFacts:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ProlocError(f"the model {name} is of type {config.model_type}, which is no causal language model.") from error
+        raise ProlocError(
+            f"the model {name} is of type {config.model_type}, which is no causal language model."
+        ) from error
     localize(model, Uniform(value=0.0), FixedBlocks(8))
     text = config.get_text_config(decoder=True)
     return ModelFacts(

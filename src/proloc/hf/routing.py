@@ -22,7 +22,7 @@ from proloc.metrics import measure
 
 NAME = "proloc"
 
-# Arguments that change what attention means; each is refused until it is implemented, since ignoring one gives wrong logits.
+# Arguments that change what attention means; each is refused until it is implemented: ignored, it gives wrong logits.
 UNSUPPORTED = ("softcap", "s_aux", "position_bias", "indices")
 
 
@@ -62,7 +62,7 @@ def relation_mask(
 
 
 def _key_window(layout: Layout, start: int, length: int) -> Layout:
-    """The layout of the keys a cache holds; room that a static cache has not filled yet is hidden, its block is moot."""
+    """The layout of the keys a cache holds; room that a static cache has not filled yet is hidden."""
     block_ids, sinks = (part[:, start : start + length] for part in (layout.block_ids, layout.sinks))
     missing = length - block_ids.shape[1]
     if missing > 0:
@@ -90,10 +90,14 @@ def dialled_attention(
         ProlocError: a mask that is not ours, or an argument that is not implemented.
     """
     if attention_mask is None or attention_mask.dtype != torch.uint8:
-        raise ProlocError("a localised model takes 2D attention masks [batch, seq] only, not one prepared by the caller.")
+        raise ProlocError(
+            "a localised model takes 2D attention masks [batch, seq] only, not one prepared by the caller."
+        )
     refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
     if refused:
-        raise ProlocError(f"{type(module).__name__} needs {', '.join(refused)} in its attention, which proloc does not do.")
+        raise ProlocError(
+            f"{type(module).__name__} needs {', '.join(refused)} in its attention, which proloc does not do."
+        )
     state: LocalityState = module.__dict__[ATTRIBUTE]
     layer: int = module.layer_idx  # type: ignore[assignment]
     recorder = state.recorder
@@ -106,7 +110,7 @@ def dialled_attention(
         return sdpa.attend(*arguments, scaling=scaling, dropout=dropout), None
     attended = reference.attend(*arguments, scaling=scaling, dropout=dropout)
     if measured:
-        # Computed again when checkpointing runs the layer again, which must save the same tensors; the first one counts.
+        # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
         recorder.layers.setdefault(layer, measure(attended, attention_mask))
     if recorder.keep_weights:
         recorder.weights[layer] = attended.weights.detach()

@@ -45,9 +45,7 @@ class Recorder:
 class LocalityState:
     """Schedule, partitioner, sinks and dial of one localised model."""
 
-    def __init__(
-        self, schedule: Schedule, blocks: Partitioner, sinks: int, backend: Backend, num_layers: int
-    ) -> None:
+    def __init__(self, schedule: Schedule, blocks: Partitioner, sinks: int, backend: Backend, num_layers: int) -> None:
         check_backend(backend)
         if not isinstance(sinks, int) or sinks < 0:
             raise ProlocError(f"sinks is {sinks!r}; it must be a whole number, 0 or more.")

@@ -38,12 +38,12 @@ def how_to_read_table(data: ReportData) -> str:
         "perplexity). Fidelity is the attention mass on a token's own block and the sinks, and attention mass is not "
         "causal contribution; a hard mask makes it 1 by construction, so judge a schedule by perplexity and by the "
         "undialled columns, which show what the model learned (late: the last third of the layers; gain: undialled "
-        "fidelity over all layers, minus that of the reference). Lift divides by uniform attention, so compare lift "
-        "where block lengths differ."
+        "fidelity over all layers, minus that of the reference, where both have the same blocks). Lift divides by "
+        "uniform attention, so compare lift where blocks differ."
     )
     lengths = {round(row.measures.mean_block_length.mean, 1) for row in data.measured if row.measures}
     if len(lengths) > 1:
-        text += f" Here they differ: {min(lengths):g} to {max(lengths):g} tokens per block."
+        text += f" Block lengths here: {min(lengths):g} to {max(lengths):g} tokens."
     return text
 
 
@@ -53,7 +53,9 @@ def _cost_sentence(compared: Sequence[ConditionSummary], focus: str | None, refe
     if not schedules:
         return ""
     first = schedules[0]
-    return f"{capitalised(first.condition)} costs {listed([_first_cost(first, reference), *map(_cost, schedules[1:])])}."
+    return (
+        f"{capitalised(first.condition)} costs {listed([_first_cost(first, reference), *map(_cost, schedules[1:])])}."
+    )
 
 
 def _first_cost(row: ConditionSummary, reference: str) -> str:
@@ -80,8 +82,8 @@ def _fidelity_sentence(data: ReportData) -> str:
     if focus is None:
         return ""
     used, learned = percent(focus.late_fidelity.mean), percent(focus.late_fidelity_undialled.mean)
-    text = f"In the last third of its layers, {used} of {data.focus}'s attention stays on a token's own block and the sinks"
-    text += f" ({learned} before the dial acts)"
+    text = f"In the last third of its layers, {used} of {data.focus}'s attention stays on a token's own block and the "
+    text += f"sinks ({learned} before the dial acts)"
     if reference is None:
         return f"{text}."
     return f"{text}, against {percent(reference.late_fidelity.mean)} for {data.summary.reference}."
@@ -114,10 +116,10 @@ def _reference_sentence(data: ReportData) -> str:
     reference = data.measures(data.summary.reference)
     if reference is None:
         return f"No run of {data.summary.reference} has finished, so no cost relative to it is known."
-    before = data.summary.baseline.perplexity.mean
+    tuned, before = reference.perplexity, data.summary.baseline.perplexity.mean
     return (
-        f"{capitalised(data.summary.reference)} itself, every layer left free, reaches perplexity {reference.perplexity.mean:.2f} "
-        f"on held-out text ({count(reference.perplexity.num, 'seed')}; {before:.2f} before tuning)."
+        f"{capitalised(data.summary.reference)} itself, every layer left free, reaches perplexity {tuned.mean:.2f} "
+        f"on held-out text ({count(tuned.num, 'seed')}; {before:.2f} before tuning)."
     )
 
 

@@ -52,9 +52,10 @@ PLANS = (
         "fidelity_by_layer",
         "Fidelity by layer",
         fidelity_figure,
-        "Solid is the attention mass on the own block and the sinks as the model used it, dashed the same scores before the dial, "
-        "dotted what uniform attention would give; where solid nears 1 under a hard mask that is by construction, "
-        "so only the dashed line above the dotted one was learned, and no line here shows causal contribution.",
+        "Solid is the attention mass on the own block and the sinks as the model used it, dashed the same scores "
+        "before the dial, dotted what uniform attention would give; where solid nears 1 under a hard mask that is "
+        "by construction, so what the model itself prefers is the dashed line above the dotted one, and no line "
+        "shows causal contribution.",
     ),
     Plan(
         "entropy_by_layer",
@@ -76,7 +77,8 @@ PLANS = (
         front_figure,
         "Lower right is better: more attention on the own block in late layers at a lower perplexity; every marker "
         "is one seed, round ones are schedules and the others controls, and because the left panel rewards a hard "
-        "mask for what it does by construction, the right panel is the fairer one.",
+        "mask for what it does by construction, the right panel is the fairer one; a control with other blocks is "
+        "measured on those.",
     ),
     Plan(
         "training",
@@ -89,8 +91,8 @@ PLANS = (
         "attention",
         "Attention on the sample passage",
         attention_figure,
-        "Rows are the reading token, columns the token read, outlines the blocks; mass inside an outline is "
-        "fidelity, the first column is the sink, and one passage of one seed illustrates but proves nothing; "
+        "Rows are the reading token, columns the token read, outlines the blocks; mass inside an outline or on a sink "
+        "(the dark first column) is fidelity; one passage of one seed illustrates but proves nothing; "
         "attention mass is not causal contribution.",
     ),
     Plan(

@@ -64,8 +64,8 @@ def _comparison_cells(row: ConditionSummary, summary: StudySummary) -> tuple[str
 def _measure_cells(row: ConditionSummary) -> tuple[str, ...]:
     if row.measures is None:
         return (NONE,) * 7
-    gain = f"{row.comparison.fidelity_gain.mean:+.3f}" if row.comparison else NONE
-    return (*_attention_cells(row.measures), gain, _entropy(row.measures))
+    gain = row.comparison.fidelity_gain if row.comparison else None
+    return (*_attention_cells(row.measures), f"{gain.mean:+.3f}" if gain else NONE, _entropy(row.measures))
 
 
 def _attention_cells(measures: Measures) -> tuple[str, ...]:

@@ -241,6 +241,6 @@ def describe_keys() -> str:
     for name, section in sections:
         lines.append(f"\n[{name}]" if name else "top level")
         for key, field in section.model_fields.items():
-            default = "" if field.is_required() or name == "" and key in dict(sections) else f" = {field.default!r}"
+            default = "" if field.is_required() or (name == "" and key in dict(sections)) else f" = {field.default!r}"
             lines.append(f"  {key}{default}" + (f"\n      {field.description}" if field.description else ""))
     return "\n".join(lines)

@@ -24,8 +24,8 @@ from proloc.blocks import (
     token_counts,
 )
 from proloc.errors import ProlocError
-from proloc.study.config import BlocksOf, BlocksSection, StudyConfig
 from proloc.hf.models import load_model, load_tokenizer
+from proloc.study.config import BlocksOf, BlocksSection, StudyConfig
 from proloc.study.text import read_text
 
 PREPARED_FILE = "prepared.safetensors"
@@ -61,9 +61,11 @@ def prepare(config: StudyConfig) -> Prepared:
     train, held_out = (part[: part.size // context * context].reshape(-1, context) for part in (ids[:cut], ids[cut:]))
     needed = config.training.batch_size * config.training.accumulation
     if len(train) < needed or len(held_out) < 1:
+        share = config.text.held_out
+        enough = int(max(needed * context / (1 - share), context / share)) + 1
         raise ProlocError(
-            f"the text has {ids.size} tokens; {needed} windows of {context} tokens to tune on and one held out need about "
-            f"{int(max(needed * context / (1 - config.text.held_out), context / config.text.held_out))}: take a longer "
+            f"the text has {ids.size} tokens; {needed} windows of {context} tokens to tune on and one held out need "
+            f"about {enough}: take a longer "
             "text, a smaller context or a smaller batch."
         )
     wanted = config.text.max_held_out_windows
@@ -116,9 +118,7 @@ def load_prepared(folder: Path) -> Prepared:
         settings = json.loads(file.metadata()["partitioners"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     partitioners = {
-        role: build_partitioner(
-            settings[role]["kind"], settings[role]["settings"], dict(_under(tensors, role))
-        )
+        role: build_partitioner(settings[role]["kind"], settings[role]["settings"], dict(_under(tensors, role)))
         for role in _ROLES
     }
     return Prepared(train=tensors["train"], held_out=tensors["held_out"], partitioners=partitioners)

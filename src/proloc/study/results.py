@@ -56,7 +56,7 @@ class Metrics(Record):
         fidelity_uniform: mass that uniform attention over the visible keys would put on home keys.
         fidelity_lift: ``fidelity / fidelity_uniform``.
         entropy_bits: entropy of the weights the model used.
-        mean_block_length: tokens per block on the held-out text.
+        mean_block_length: tokens per opened block on the held-out windows; the last one of a window is cut short by it.
     """
 
     perplexity: float
@@ -110,7 +110,7 @@ class RunResult(Record):
         error: the message when ``status`` is "failed"; then ``metrics`` is None.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     study: str
     condition: str
     seed: int
@@ -136,7 +136,7 @@ class StudyRecord(Record):
         text: source, train_tokens, held_out_tokens, context.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     config: dict[str, Any]
     conditions: list[str]

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 import proloc
 from proloc.errors import ProlocError
 from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
+from proloc.hf.models import load_model, load_tokenizer
 from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
 from proloc.study.config import Condition, StudyConfig
-from proloc.hf.models import load_model, load_tokenizer
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
     Metrics,
@@ -37,7 +37,7 @@ from proloc.study.results import (
 )
 from proloc.training import LocalityTrainer
 
-SAMPLE_TOKENS = 64
+SAMPLE_TOKENS = 112
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -137,7 +137,7 @@ def _tune(
         lr_scheduler_type="cosine",
         warmup_steps=max(1, training.steps // 10),
         bf16=training.precision == "bf16",
-        gradient_checkpointing=training.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
         logging_steps=max(1, training.steps // 20),
         save_strategy="steps",
         save_steps=training.checkpoint_every or max(1, training.steps // 10),
@@ -160,6 +160,7 @@ def _tune(
         penalty=LowFidelity(phi=config.penalty.phi, weight=config.penalty.weight) if soft else None,
         callbacks=[_Report(progress)],
     )
+    trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     log = [
@@ -176,7 +177,9 @@ def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ProlocError('lora_rank needs the package peft: pip install "proloc[peft]".') from error
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
 
 def _metrics(result: Evaluation) -> Metrics:
@@ -210,7 +213,7 @@ def _sample(config: StudyConfig, model: PreTrainedModel, prepared: Prepared) -> 
         block_ids=layout.block_ids[0].tolist(),
         sinks=layout.sinks[0].tolist(),
         layers=[
-            SampleLayer(layer=layer, weights=[[round(x, 4) for x in row] for row in matrix.tolist()])
+            SampleLayer(layer=layer, weights=[[round(x, 3) for x in row] for row in matrix.tolist()])
             for layer, matrix in weights.items()
         ],
     )

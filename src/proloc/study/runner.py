@@ -49,7 +49,9 @@ class Outcome:
     failed: list[str]
 
 
-def run_study(config: StudyConfig, folder: Path, *, workers: int | None = None, console: Console | None = None) -> Outcome:
+def run_study(
+    config: StudyConfig, folder: Path, *, workers: int | None = None, console: Console | None = None
+) -> Outcome:
     """Run what is missing of a study and write one JSON per run.
 
     Args:

@@ -61,14 +61,15 @@ class Comparison(Record):
         hedges_g_z: paired Cohen's d_z (mean over standard deviation of the log-ratios) times Hedges' correction;
             positive means a higher perplexity. None with fewer than 3 pairs, where the correction is 0 or undefined,
             or without spread.
-        fidelity_gain: undialled fidelity minus the reference's: what training under the schedule added.
+        fidelity_gain: undialled fidelity minus the reference's: what training under the schedule added. None where the
+            two were measured on different blocks (a control with blocks of its own), whose fidelities do not compare.
     """
 
     ratio: Estimate
     p: float | None
     p_holm: float | None
     hedges_g_z: float | None
-    fidelity_gain: Estimate
+    fidelity_gain: Estimate | None
 
 
 class Measures(Record):
@@ -261,14 +262,20 @@ def _compare(metrics: Mapping[int, Metrics], reference: Mapping[int, Metrics]) -
         return None
     ratios = [_ratio(metrics[seed], reference[seed]) for seed in shared]
     logs = [math.log(ratio) for ratio in ratios]
-    gains = [metrics[seed].fidelity_undialled.mean - reference[seed].fidelity_undialled.mean for seed in shared]
     return Comparison(
         ratio=log_t_interval(ratios),
         p=paired_p(logs),
         p_holm=None,
         hedges_g_z=hedges_g_z(logs),
-        fidelity_gain=t_interval(gains),
+        fidelity_gain=_fidelity_gain([(metrics[seed], reference[seed]) for seed in shared]),
     )
+
+
+def _fidelity_gain(pairs: Sequence[tuple[Metrics, Metrics]]) -> Estimate | None:
+    # Uniform attention's fidelity depends on text and blocks alone, so that it tells whether the blocks are the same.
+    if not all(math.isclose(one.fidelity_uniform, other.fidelity_uniform, rel_tol=1e-6) for one, other in pairs):
+        return None
+    return t_interval([one.fidelity_undialled.mean - other.fidelity_undialled.mean for one, other in pairs])
 
 
 def _with_holm(comparison: Comparison | None, p_holm: float | None) -> Comparison | None:

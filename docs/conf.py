@@ -1,0 +1,17 @@
+"""Sphinx configuration."""
+
+from importlib.metadata import version as installed_version
+
+project = "proloc"
+author = "The proloc developers"
+version = release = installed_version("proloc")
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+html_theme = "furo"
+html_title = "proloc"
+exclude_patterns = ["_build"]
+suppress_warnings = ["myst.xref_missing"]
+nitpicky = False

@@ -1,0 +1,314 @@
+"""The main job as a user meets it: a study runs, continues, refuses what is wrong, and loses nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from proloc.cli import main
+from proloc.study import config as study_config
+from proloc.study import prepare, run, runner
+from proloc.study.results import load_run, load_study, run_path
+
+CONDITIONS = ["distributed", "quintic"]
+STUDY = """
+name = "small"
+model = "{model}"
+seeds = [0]
+conditions = ["distributed", "quintic"]
+[text]
+file = "text.txt"
+max_held_out_windows = 3
+[blocks]
+kind = "sentence"
+[training]
+steps = 4
+context = 48
+batch_size = 2
+learning_rate = 1e-3
+"""
+
+
+@pytest.fixture
+def study(tmp_path, model_folder, words):
+    """A study's TOML file beside its text."""
+    (tmp_path / "text.txt").write_text(words)
+    file = tmp_path / "small.toml"
+    file.write_text(STUDY.format(model=model_folder))
+    return file
+
+
+def edited(study: Path, old: str, new: str) -> Path:
+    text = study.read_text()
+    assert old in text
+    study.write_text(text.replace(old, new))
+    return study
+
+
+def silent(*_state):
+    """A progress callback that shows nothing."""
+
+
+def test_a_study_runs_to_a_report_and_a_second_start_keeps_every_run(study, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["study", str(study), "--out", str(out), "--workers", "2"]) == 0
+    record, runs = load_study(out)
+    assert [r.condition for r in runs] == record.conditions == CONDITIONS
+    for each in runs:
+        assert each.status == "finished"
+        assert each.training.log[-1].step == 4
+        assert each.metrics.tokens == 3 * 47
+        assert len(each.metrics.fidelity.per_head) == 3
+        assert {"torch", "transformers", "python", "proloc"} <= each.versions.keys()
+        assert len(each.sample.layers[0].weights) == len(each.sample.tokens) == 48
+    assert not (out / "checkpoints").exists()
+    assert "<html" in (out / "report.html").read_text()
+    shown = capsys.readouterr().out
+    assert "quintic" in shown
+    assert str(out / "report.html") in shown
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    outcome = runner.run_study(study_config.load_config(study), out)
+    assert (outcome.ran, outcome.kept, outcome.failed) == (0, 2, [])
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
+
+
+def prepared(study: Path, folder: Path):
+    """A study folder ready for single runs in this process."""
+    config = study_config.load_config(study)
+    folder.mkdir()
+    prepare.save_prepared(prepare.prepare(config), folder)
+    return config, config.conditions[1]
+
+
+def test_an_interrupted_run_resumes_from_its_checkpoint_to_the_same_numbers(study, tmp_path):
+    config, quintic = prepared(study, tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight", tmp_path / "broken")
+    straight = run.run(tmp_path / "straight", config, quintic, 0, silent)
+
+    def interrupt(phase, done, _total):
+        if phase == "tuning" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run(tmp_path / "broken", config, quintic, 0, interrupt)
+    steps = []
+    resumed = run.run(tmp_path / "broken", config, quintic, 0, lambda phase, done, _: steps.append((phase, done)))
+    assert steps[0] == ("tuning", 3), "two steps were in the checkpoint"
+    assert resumed.metrics == straight.metrics
+    assert resumed.training == straight.training
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(study, tmp_path):
+    config, quintic = prepared(study, tmp_path / "out")
+    first, again, other = (run.run(tmp_path / "out", config, quintic, seed, silent) for seed in (0, 0, 1))
+    assert first.metrics == again.metrics
+    assert first.metrics.perplexity != other.metrics.perplexity
+
+
+def test_soft_runs_are_undialled_and_hard_ones_hide_away_keys(study, tmp_path):
+    config, _ = prepared(study, tmp_path / "out")
+    localist = study_config.STANDARD_CONDITIONS["localist"]
+    found = {}
+    for mode in ("soft", "hard", "both"):
+        condition = localist.model_copy(update={"mode": mode})
+        found[mode] = run.run(tmp_path / "out", config, condition, 0, silent)
+    assert found["soft"].metrics.fidelity == found["soft"].metrics.fidelity_undialled
+    for mode in ("hard", "both"):
+        assert found[mode].metrics.fidelity.mean == pytest.approx(1.0)
+        assert found[mode].metrics.fidelity_undialled.mean < 0.99
+    assert all(point.penalty == 0 for point in found["hard"].training.log)
+    assert any(point.penalty > 0 for point in found["both"].training.log)
+
+
+def test_all_conditions_read_the_same_tokens_and_the_controls_are_matched(study, tmp_path):
+    config = study_config.load_config(study)
+    made = prepare.prepare(config)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    prepare.save_prepared(made, folder)
+    again = prepare.load_prepared(folder)
+    assert (again.train == made.train).all()
+    assert (again.held_out == made.held_out).all()
+    lengths = {}
+    for role, partitioner in again.partitioners.items():
+        blocks = partitioner(made.train)
+        assert (blocks == made.partitioners[role](made.train)).all()
+        lengths[role] = made.train.numel() / (blocks.max(dim=1).values + 1).sum().item()
+    assert lengths["fixed"] == pytest.approx(lengths["semantic"], rel=0.1)
+    assert lengths["random"] == pytest.approx(lengths["semantic"], rel=0.1)
+
+
+def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(study, tmp_path, monkeypatch):
+    config, quintic = prepared(study, tmp_path / "out")
+
+    class Messages:
+        put = staticmethod(silent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("out of luck")))
+        runner._work(tmp_path / "out", config, quintic, 0, Messages())
+    path = run_path(tmp_path / "out", "quintic", 0)
+    assert load_run(path).status == "failed"
+    assert load_run(path).error == "RuntimeError: out of luck"
+    assert not runner._is_finished(path)
+    runner._work(tmp_path / "out", config, quintic, 0, Messages())
+    assert runner._is_finished(path)
+
+
+def test_lora_tunes_a_study(study, tmp_path):
+    config, quintic = prepared(
+        edited(study, "steps = 4", "steps = 4\nlora_rank = 2\nsave_models = true"), tmp_path / "out"
+    )
+    result = run.run(tmp_path / "out", config, quintic, 0, silent)
+    assert result.status == "finished"
+    import proloc
+
+    model = proloc.from_pretrained(tmp_path / "out" / "models" / "quintic-seed0")
+    measured = proloc.evaluate(model, prepare.load_prepared(tmp_path / "out").held_out)
+    assert measured.perplexity == pytest.approx(result.metrics.perplexity, rel=1e-4)
+
+
+def test_more_seeds_are_welcome_but_another_configuration_is_refused(study, tmp_path, capsys):
+    config, _ = prepared(study, tmp_path / "out")
+    record = {
+        "name": "small", "config": runner.comparable(config), "conditions": CONDITIONS, "seeds": [0], "model": {},
+        "text": {}, "versions": {}, "baseline": None,
+    }  # fmt: skip
+    found = runner.StudyRecord.model_construct(**record)
+    more = config.model_copy(update={"seeds": [0, 1]})
+    runner._check_same_config(more, found, tmp_path / "out")
+    other = config.model_copy(update={"sinks": 3})
+    with pytest.raises(Exception, match=r"another configuration \(sinks differ\)"):
+        runner._check_same_config(other, found, tmp_path / "out")
+
+
+BAD = [
+    ('model = "{model}"', 'model = "./no-such-model"', "no-such-model"),
+    ('file = "text.txt"', 'file = "missing.txt"', "cannot read the text"),
+    ('file = "text.txt"', 'file = "empty.txt"', "is empty"),
+    ('file = "text.txt"', 'file = "tiny.txt"', "take a longer text"),
+    ('file = "text.txt"', 'file = "latin.txt"', "not UTF-8"),
+    ("context = 48", "context = 480", "made for at most 64"),
+    ("context = 48", "context = 48\ncontekst = 3", 'unknown key "training.contekst"'),
+    ("steps = 4", "steps = 0", '"training.steps"'),
+    ("seeds = [0]", "seeds = [0, 0]", "not all different"),
+    ("[text]", "[text", "not valid TOML"),
+    ('"quintic"]', '"septic"]', "no condition 'septic'; choose from distributed"),
+    ('["distributed", "quintic"]', '["quintic"]', 'conditions need "distributed"'),
+    ('"quintic"]', '{name = "odd", schedule = {kind = "polynomial", beta = -1}}]', "beta is -1"),
+    ('"quintic"]', '{name = "deep", schedule = {kind = "explicit", values = [0, 1]}}]', "the model has 3 layers"),
+    ('kind = "sentence"', 'kind = "drift"', "need mean_length"),
+    ('file = "text.txt"', 'dataset = "no/such-dataset-anywhere"', "cannot load the dataset"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD)
+def test_bad_input_gets_one_sentence_and_exit_code_2_before_any_work(
+    study, tmp_path, model_folder, capsys, monkeypatch, old, new, message
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, content in (("empty.txt", b" \n"), ("tiny.txt", b"Too short."), ("latin.txt", b"caf\xe9")):
+        (tmp_path / name).write_bytes(content)
+    edited(study, old.format(model=model_folder), new)
+    assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "study.json").exists()
+
+
+def test_an_unsupported_architecture_is_refused_before_any_work(study, tmp_path, model_folder, capsys):
+    folder = tmp_path / "bloom"
+    shutil.copytree(model_folder, folder)
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2})
+    )
+    edited(study, str(model_folder), str(folder))
+    assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 2
+    assert "BloomForCausalLM does not route its attention" in capsys.readouterr().err
+
+
+def test_no_room_on_the_disk_is_said_before_any_work(study, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 2
+    assert "0.0 GB free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "nowhere.toml"], 'cannot read the study "nowhere.toml"'),
+        (["study", "--workers", "0"], "--workers is 0"),
+        (["report", "nowhere"], "holds no study.json"),
+        (["models", "install", "gpt-7"], "cannot install 'gpt-7'"),
+        (["generate", "./nowhere", "Hello"], "nowhere"),
+    ],
+)
+def test_other_commands_refuse_in_one_sentence(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dataset_can_be_the_text(study, tmp_path, words):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [json.dumps({"text": part}) for part in words.split("\n\n")]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    edited(study, 'file = "text.txt"', f'dataset = "{folder}"')
+    config = study_config.load_config(study)
+    from proloc.study.text import read_text
+
+    assert read_text(config.text) == words
+    edited(study, "max_held_out_windows", 'column = "body"\nmax_held_out_windows')
+    with pytest.raises(Exception, match="no column 'body'; choose one of text"):
+        read_text(study_config.load_config(study).text)
+
+
+def test_generate_continues_a_prompt_and_dial_zero_is_the_plain_model(model_folder, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    arguments = ["generate", str(model_folder), "The module", "--tokens", "8"]
+    assert main([*arguments, "--dial", "0"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    inputs = tokenizer("The module", return_tensors="pt")
+    plain = AutoModelForCausalLM.from_pretrained(model_folder).generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(plain[0], skip_special_tokens=True).rstrip("\n")
+    assert main([*arguments, "--dial", "1.5"]) == 2
+    assert main(["generate", str(model_folder), ""]) == 2
+    assert main([*arguments[:-1], "80"]) == 2
+    said = capsys.readouterr().err
+    assert "the dial is 1.5" in said
+    assert "the prompt is empty" in said
+    assert "made for at most 64" in said
+
+
+def test_the_examples_and_the_demo_are_valid_studies():
+    for path in ["demo", *sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))]:
+        assert len(study_config.load_config(path).conditions) >= 5
+
+
+def test_every_key_of_a_study_is_explained(capsys):
+    assert main(["study", "--keys"]) == 0
+    shown = capsys.readouterr().out
+    for section in (study_config.TextSection, study_config.TrainingSection, study_config.StudyConfig):
+        assert all(key in shown for key in section.model_fields)
+
+
+def test_help_and_reading_results_need_no_torch():
+    code = (
+        "import sys, proloc, proloc.cli, proloc.report, proloc.study.config, proloc.study.runner;"
+        "proloc.cli.build_parser(); assert not {'torch', 'transformers'} & sys.modules.keys(), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_is_that_of_the_project():
+    import proloc
+
+    data = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert data["project"]["version"] == proloc.__version__
