@@ -9,13 +9,14 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow check clean
+.PHONY: help demo test test-slow check docs clean
 
 help:
 	@echo "make demo       run the built-in study and write its report (arguments for proloc study: ARGS=...)"
 	@echo "make test       all checks and the quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make check      ruff, mypy and the import rules"
+	@echo "make docs       the documentation as HTML"
 	@echo "make clean      remove the environment and all caches"
 
 demo: .venv/.installed
@@ -27,6 +28,10 @@ test: check
 # pytest exits with 5 when no test was selected, which is no failure here.
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
+
+docs: .venv/.installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build
+	@echo "docs/_build/index.html"
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check

@@ -1,10 +1,10 @@
 """Sphinx configuration."""
 
-from importlib.metadata import version as installed_version
+from proloc import __version__
 
 project = "proloc"
 author = "The proloc developers"
-version = release = installed_version("proloc")
+version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

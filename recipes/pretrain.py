@@ -1,6 +1,6 @@
 """Pretrain the built-in model: a small GPT-2 on public-domain books (ours).
 
-    python recipes/pretrain.py BOOKS OUT [--steps 3000] [--threads 2]
+    python recipes/pretrain.py BOOKS OUT [--steps 2400] [--threads 2]
 
 BOOKS is a folder of plain text files. Files whose name contains a word given to ``--hold-out`` are never read for
 training; of every other file the last 5% of the tokens are kept for evaluation. OUT receives the tokenizer, the token
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("books", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--hold-out", default="james", help="books whose name contains this are never read")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 

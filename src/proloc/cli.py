@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         _study,
     )
     parser.add_argument("config", nargs="?", default="demo", help='a TOML file, or "demo" (default)')
-    parser.add_argument("--out", type=Path, help="folder for the results (default: results/<name of the study>)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: out/<name of the study>)")
     parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow)")
     parser.add_argument("--keys", action="store_true", help="print every key a study's file can have, and stop")
 
@@ -104,10 +105,11 @@ def _study(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if arguments.workers is not None and arguments.workers < 1:
         raise ProlocError(f"--workers is {arguments.workers}; it must be 1 or more.")
-    folder = arguments.out or Path("results") / config.name
+    folder = arguments.out or Path("out") / config.name
 
     from proloc.study.runner import run_study
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a study as Ctrl-C does
     outcome = run_study(config, folder, workers=arguments.workers)
     _show_report(folder)
     if outcome.failed:

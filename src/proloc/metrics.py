@@ -1,6 +1,5 @@
 """What is measured about attention: statistics of one layer, and their averages over many batches."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -66,11 +65,11 @@ class Averages:
 
     def per_head(self, name: str) -> list[list[float]]:
         """``[layer][head]`` of a statistic, of "fidelity_without_sinks" or of "fidelity_lift"."""
-        derived: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
-            "fidelity_without_sinks": lambda sums: (
-                sums["home_mass"] / (self._queries - sums["sink_mass"]).clamp_min(1e-9)
-            ),
-            "fidelity_lift": lambda sums: sums["fidelity"] / sums["uniform"],
-        }
-        compute = derived.get(name, lambda sums: sums[name] / self._queries)
-        return [compute(sums).cpu().numpy().tolist() for sums in self._sums]
+        return [[float(value) for value in self._mean(name, sums).unbind()] for sums in self._sums]
+
+    def _mean(self, name: str, sums: dict[str, Tensor]) -> Tensor:
+        if name == "fidelity_without_sinks":
+            return sums["home_mass"] / (self._queries - sums["sink_mass"]).clamp_min(1e-9)
+        if name == "fidelity_lift":
+            return sums["fidelity"] / sums["uniform"]
+        return sums[name] / self._queries

@@ -160,9 +160,8 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(study, tmp_pat
 
 
 def test_lora_tunes_a_study(study, tmp_path):
-    config, quintic = prepared(
-        edited(study, "steps = 4", "steps = 4\nlora_rank = 2\nsave_models = true"), tmp_path / "out"
-    )
+    edited(study, "steps = 4", "steps = 4\nlora_rank = 2\nsave_models = true")
+    config, quintic = prepared(study, tmp_path / "out")
     result = run.run(tmp_path / "out", config, quintic, 0, silent)
     assert result.status == "finished"
     import proloc
@@ -224,9 +223,8 @@ def test_bad_input_gets_one_sentence_and_exit_code_2_before_any_work(
 def test_an_unsupported_architecture_is_refused_before_any_work(study, tmp_path, model_folder, capsys):
     folder = tmp_path / "bloom"
     shutil.copytree(model_folder, folder)
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2})
-    )
+    bloom = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2}
+    (folder / "config.json").write_text(json.dumps(bloom))
     edited(study, str(model_folder), str(folder))
     assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 2
     assert "BloomForCausalLM does not route its attention" in capsys.readouterr().err

@@ -304,3 +304,12 @@ def test_gpt2_attention_dropout_is_active_in_training_only():
     with torch.no_grad():
         assert not torch.equal(model.train()(ids).logits, model(ids).logits)
         assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_asked_for_are_given_on_the_automatic_path(family):
+    model, ids = localised(family, attention="auto"), random_ids(1, 14)
+    with torch.no_grad():
+        weights = model(input_ids=ids, output_attentions=True).attentions
+    assert [tuple(layer.shape) for layer in weights] == [(1, 4, 14, 14)] * 3
+    assert (weights[-1][..., 1:5].sum(-1)[:, :, 5:] == 0).all(), "the last layer has locality 1"

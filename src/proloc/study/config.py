@@ -151,7 +151,7 @@ class StudyConfig(Section):
     """A whole study."""
 
     name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Results go to ``results/<name>`` unless --out says otherwise."""
+    """Results go to ``out/<name>`` unless --out says otherwise."""
     model: str
     """"builtin", "smollm2-135m", a folder or a Hub id."""
     text: TextSection

@@ -26,9 +26,9 @@ from proloc.blocks import (
 from proloc.errors import ProlocError
 from proloc.hf.models import load_model, load_tokenizer
 from proloc.study.config import BlocksOf, BlocksSection, StudyConfig
+from proloc.study.results import PREPARED_FILE
 from proloc.study.text import read_text
 
-PREPARED_FILE = "prepared.safetensors"
 _ROLES: tuple[BlocksOf, ...] = ("semantic", "fixed", "random")
 
 

@@ -3,6 +3,7 @@
 A study folder holds::
 
     study.json                      what was planned: config, model, text, conditions, seeds, the model before tuning
+    prepared.safetensors            tokens of all windows and the fitted partitioners
     runs/<condition>-seed<seed>.json     one finished or failed run
     checkpoints/<condition>-seed<seed>/  only while that run is unfinished
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from proloc.errors import ProlocError
 
 SCHEMA_VERSION = 1
+PREPARED_FILE = "prepared.safetensors"
 _R = TypeVar("_R", bound="Record")
 
 

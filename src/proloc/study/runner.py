@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from proloc.errors import ProlocError
 from proloc.study.config import Condition, StudyConfig
 from proloc.study.results import (
+    PREPARED_FILE,
     RunResult,
     StudyRecord,
     load_run,
@@ -67,7 +68,7 @@ def run_study(
     with console.status("checking the model, the text and the folder"):
         parameters = _check(config, folder)
     with _progress(console) as progress:
-        if not (folder / "study.json").is_file():
+        if not all((folder / name).is_file() for name in ("study.json", PREPARED_FILE)):
             _prepare(config, folder, progress)
         pending = [
             (condition, seed)
@@ -260,8 +261,15 @@ def _work(folder: Path, config: StudyConfig, condition: Condition, seed: int, me
     from proloc.study.run import machine, run, run_config, versions
 
     name, started = run_name(condition.name, seed), datetime.now(UTC)
+
+    def tell(*state: Any) -> None:
+        try:
+            messages.put((name, *state))
+        except (EOFError, ConnectionError):
+            os._exit(1)  # the study itself was killed; the checkpoint stays for its next start
+
     try:
-        result = run(folder, config, condition, seed, lambda *state: messages.put((name, *state)))
+        result = run(folder, config, condition, seed, tell)
     except Exception as error:  # whatever it was belongs into the result
         result = RunResult(
             study=config.name,
