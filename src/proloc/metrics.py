@@ -14,7 +14,7 @@ class AttentionStatistics:
 
     Attributes:
         fidelity: attention mass on home and sink keys, as used (after the dial).
-        fidelity_undialled: the same from the same scores before the dial; differentiable, the penalty reads it.
+        fidelity_undialled: the same from the same scores before the dial: what the model learned.
         home_mass: mass on home keys without sinks, as used.
         sink_mass: mass on sinks, as used.
         uniform: share of the visible keys that are home or sink: the fidelity of uniform attention.

@@ -67,10 +67,9 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             return (loss, outputs) if return_outputs else loss
         with self._recording() as recorder:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        layers = {layer: statistics.fidelity_undialled for layer, statistics in recorder.layers.items()}
         queries = queries_with_target(inputs["labels"])
-        penalty = self.penalty.summed(layers, self._state.localities, queries)
-        if model.training and layers and not penalty.requires_grad:
+        penalty = self.penalty.summed(recorder.fidelity, self._state.localities, queries)
+        if model.training and recorder.fidelity and not penalty.requires_grad:
             raise ProlocError(
                 "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
             )

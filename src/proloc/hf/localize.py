@@ -112,7 +112,7 @@ class LocalisedModel:
         given = signature.bind_partial(*args, **kwargs)
         arguments = {**given.arguments.pop("kwargs", {}), **given.arguments}
         state: LocalityState = self.__dict__[ATTRIBUTE]
-        state.recorder.layers.clear()
+        state.recorder.clear()
         token = current_layout.set(_layout(state, block_ids, arguments))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -18,7 +18,6 @@ from proloc.attention import reference, sdpa, select
 from proloc.errors import ProlocError
 from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
 from proloc.locality import Layout, relate
-from proloc.metrics import measure
 
 NAME = "proloc"
 
@@ -101,19 +100,17 @@ def dialled_attention(
     state: LocalityState = module.__dict__[ATTRIBUTE]
     layer: int = module.layer_idx  # type: ignore[assignment]
     recorder = state.recorder
-    measured = recorder.wants(state.localities[layer])
-    wanted = measured or recorder.keep_weights or bool(kwargs.get("output_attentions"))
+    recorded = recorder.wants(state.localities[layer])
+    wanted = recorded or bool(kwargs.get("output_attentions"))
     backend = select(state.backend, weights_wanted=wanted)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     arguments = (query, key, value, attention_mask, state.retain[layer])
     if backend == "sdpa":
         return sdpa.attend(*arguments, scaling=scaling, dropout=dropout), None
     attended = reference.attend(*arguments, scaling=scaling, dropout=dropout)
-    if measured:
+    if recorded:
         # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
-        recorder.layers.setdefault(layer, measure(attended, attention_mask))
-    if recorder.keep_weights:
-        recorder.weights[layer] = attended.weights.detach()
+        recorder.record(layer, attended, attention_mask)
     return attended.output, attended.weights.to(query.dtype)
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from proloc.attention import Backend, check_backend
+from proloc.attention.reference import Attended
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
-from proloc.locality import Layout, mark_sinks, retained
-from proloc.metrics import AttentionStatistics
+from proloc.locality import Layout, fidelity, mark_sinks, retained
+from proloc.metrics import AttentionStatistics, measure
 from proloc.schedule import Schedule
 
 ATTRIBUTE = "_proloc_state"
@@ -27,16 +28,34 @@ current_layout: ContextVar[Layout | None] = ContextVar("proloc_layout", default=
 class Recorder:
     """Collects attention statistics by layer while somebody wants them.
 
+    The first write wins: checkpointing computes a layer twice, and only the first belongs to the graph of the loss.
+
     Attributes:
-        wanted: "nothing", "all", or "fidelity", for which layers with locality 0 are left out.
-        layers: what the latest forward pass gave. The first write wins: checkpointing computes a layer twice, and only
-            the first tensors belong to the graph of the loss.
+        wanted: "nothing"; "all"; or "fidelity", the undialled one alone, and of layers with locality above 0 only.
+        fidelity: undialled fidelity ``[batch, head, query]`` by layer, differentiable; the penalty reads it.
+        layers: all statistics by layer, where all are wanted.
+        weights: the weights as used, ``[batch, head, query, key]`` by layer, where they are kept.
+        keep_weights: for pictures of single passages.
     """
 
     wanted: Literal["nothing", "fidelity", "all"] = "nothing"
+    fidelity: dict[int, Tensor] = field(default_factory=dict)
     layers: dict[int, AttentionStatistics] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
     keep_weights: bool = False
+
+    def clear(self) -> None:
+        for kept in (self.fidelity, self.layers, self.weights):
+            kept.clear()
+
+    def record(self, layer: int, attended: Attended, relation: Tensor) -> None:
+        """Keep what is wanted of one layer."""
+        if self.wanted == "all":
+            self.layers.setdefault(layer, measure(attended, relation))
+        elif self.wanted == "fidelity":
+            self.fidelity.setdefault(layer, fidelity(attended.undialled_weights, relation))
+        if self.keep_weights:
+            self.weights.setdefault(layer, attended.weights.detach())
 
     def wants(self, locality: float) -> bool:
         return self.wanted == "all" or (self.wanted == "fidelity" and locality > 0.0)
@@ -119,12 +138,12 @@ def dial(model: nn.Module, position: float) -> Iterator[None]:
 def recording(
     model: nn.Module, wanted: Literal["fidelity", "all"] = "all", *, keep_weights: bool = False
 ) -> Iterator[Recorder]:
-    """Collect attention statistics inside a ``with`` block; read them from ``recorder.layers`` after a forward pass.
+    """Collect attention statistics inside a ``with`` block; read them from the recorder after a forward pass.
 
     Args:
         model: a localised model.
-        wanted: "fidelity" leaves out layers with locality 0.
-        keep_weights: also keep the weights ``[batch, head, query, key]`` as used; for pictures of single passages.
+        wanted: "all" fills ``recorder.layers``, "fidelity" only ``recorder.fidelity`` of layers with locality above 0.
+        keep_weights: also keep the weights as used in ``recorder.weights``.
     """
     state = find_state(model)
     before = state.recorder
