@@ -11,7 +11,7 @@ import pytest
 
 from proloc.cli import main
 from proloc.study import config as study_config
-from proloc.study import prepare, run, runner
+from proloc.study import plan, prepare, run, runner
 from proloc.study.results import load_run, load_study, run_path
 
 CONDITIONS = ["distributed", "quintic"]
@@ -171,18 +171,40 @@ def test_lora_tunes_a_study(study, tmp_path):
     assert measured.perplexity == pytest.approx(result.metrics.perplexity, rel=1e-4)
 
 
-def test_more_seeds_are_welcome_but_another_configuration_is_refused(study, tmp_path, capsys):
-    config, _ = prepared(study, tmp_path / "out")
-    record = {
-        "name": "small", "config": runner.comparable(config), "conditions": CONDITIONS, "seeds": [0], "model": {},
-        "text": {}, "versions": {}, "baseline": None,
-    }  # fmt: skip
-    found = runner.StudyRecord.model_construct(**record)
-    more = config.model_copy(update={"seeds": [0, 1]})
-    runner._check_same_config(more, found, tmp_path / "out")
-    other = config.model_copy(update={"sinks": 3})
-    with pytest.raises(Exception, match=r"another configuration \(sinks differ\)"):
-        runner._check_same_config(other, found, tmp_path / "out")
+def test_more_seeds_and_conditions_are_welcome_and_reported(study, tmp_path):
+    out = tmp_path / "out"
+    runner.run_study(study_config.load_config(study), out, workers=1)
+    edited(study, "seeds = [0]", "seeds = [1]")
+    edited(study, '"quintic"]', '"cubic"]')
+    assert runner.run_study(study_config.load_config(study), out, workers=1).ran == 2
+    record, runs = load_study(out)
+    assert record.conditions == ["distributed", "quintic", "cubic"]
+    assert record.seeds == [0, 1]
+    assert [(each.condition, each.seed) for each in runs] == [
+        ("distributed", 0), ("distributed", 1), ("quintic", 0), ("cubic", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 4", "steps = 5", "different: training.steps"),
+        ("[text]", "sinks = 3\n[text]", "different: sinks"),
+        ('"quintic"]', '{name = "quintic", schedule = {kind = "polynomial", beta = 4}}]', "conditions.quintic"),
+        (None, None, "the content of the text"),
+    ],
+)
+def test_results_of_another_configuration_or_text_are_never_mixed(study, tmp_path, words, capsys, old, new, message):
+    out = tmp_path / "out"
+    config = study_config.load_config(study)
+    out.mkdir()
+    runner._prepare(config, out, runner._progress(runner.Console(quiet=True)))
+    if old is None:
+        (tmp_path / "text.txt").write_text(words + " And more.")
+    else:
+        edited(study, old, new)
+    assert main(["study", str(study), "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
 
 
 BAD = [
@@ -232,7 +254,7 @@ def test_an_unsupported_architecture_is_refused_before_any_work(study, tmp_path,
 
 def test_no_room_on_the_disk_is_said_before_any_work(study, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     assert main(["study", str(study), "--out", str(tmp_path / "out")]) == 2
     assert "0.0 GB free" in capsys.readouterr().err
 

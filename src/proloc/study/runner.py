@@ -15,14 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from proloc.errors import ProlocError
 from proloc.study.config import Condition, StudyConfig
+from proloc.study.plan import check, comparable, extend_plan, text_digest
 from proloc.study.results import (
     PREPARED_FILE,
     RunResult,
     StudyRecord,
     load_run,
-    load_study,
     run_name,
     run_path,
     save_record,
@@ -31,8 +30,6 @@ from proloc.study.results import (
 # Weights, gradients and AdamW's two moments in fp32, and room for activations.
 BYTES_PER_PARAMETER = 16
 ACTIVATION_BYTES = 1_000_000_000
-CHECKPOINT_BYTES_PER_PARAMETER = 12
-SPARE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,11 @@ def run_study(
     """
     console = console or Console(stderr=True)
     with console.status("checking the model, the text and the folder"):
-        parameters = _check(config, folder)
+        parameters = check(config, folder)
     with _progress(console) as progress:
         if not all((folder / name).is_file() for name in ("study.json", PREPARED_FILE)):
             _prepare(config, folder, progress)
+        extend_plan(config, folder)
         pending = [
             (condition, seed)
             for condition in config.conditions
@@ -81,62 +79,6 @@ def run_study(
         failed = _run_all(config, folder, pending, processes, kept, progress)
     shutil.rmtree(folder / "checkpoints", ignore_errors=not failed)
     return Outcome(ran=len(pending), kept=kept, failed=failed)
-
-
-def _check(config: StudyConfig, folder: Path) -> int:
-    """Everything that can be known before long work; the model's number of parameters."""
-    from proloc.hf.models import model_facts
-    from proloc.study.text import read_text
-
-    if (folder / "study.json").is_file():
-        _check_same_config(config, load_study(folder)[0], folder)
-    read_text(config.text)
-    facts = model_facts(config.model)
-    if facts.max_context is not None and config.training.context > facts.max_context:
-        raise ProlocError(
-            f"the context is {config.training.context} tokens; {config.model} was made for at most {facts.max_context}."
-        )
-    for condition in config.conditions:
-        condition.build().localities(facts.num_layers)
-    _check_room(folder, facts.num_parameters)
-    return facts.num_parameters
-
-
-def _check_same_config(config: StudyConfig, found: StudyRecord, folder: Path) -> None:
-    """Results of another configuration are never mixed in; more seeds or conditions are welcome."""
-    ours, theirs = comparable(config), found.config
-    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    if changed:
-        raise ProlocError(
-            f"{folder} holds results of another configuration ({', '.join(changed)} differ); "
-            "choose another folder with --out, or remove that one."
-        )
-
-
-def comparable(config: StudyConfig) -> dict[str, Any]:
-    """The part of a configuration that all results of one folder must share, flat, JSON-able."""
-    data = config.model_dump(mode="json", exclude={"seeds", "conditions"})
-    if config.text.file is not None:
-        data["text"]["file"] = Path(config.text.file).name
-    data["training"] = {k: v for k, v in data["training"].items() if k not in ("report_to", "checkpoint_every")}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
-    flat |= {f"conditions.{condition.name}": condition.model_dump(mode="json") for condition in config.conditions}
-    return flat
-
-
-def _check_room(folder: Path, parameters: int) -> None:
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ProlocError(f"cannot write results to {folder}: {existing} is not a folder one may write to.")
-    needed = SPARE_BYTES + 2 * CHECKPOINT_BYTES_PER_PARAMETER * parameters
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ProlocError(
-            f"{existing} has {free / 1e9:.1f} GB free; checkpoints of this model need {needed / 1e9:.1f} GB. "
-            "Make room or choose another disk with --out."
-        )
 
 
 def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
@@ -173,6 +115,7 @@ def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
                 "train_tokens": prepared.train.numel(),
                 "held_out_tokens": prepared.held_out.numel(),
                 "context": config.training.context,
+                "sha256": text_digest(config),
             },
             versions=versions(),
             baseline=metrics,

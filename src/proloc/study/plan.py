@@ -1,0 +1,97 @@
+"""What a study is about to do: checked before long work, and compared with what its folder already holds."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from proloc.errors import ProlocError
+from proloc.study.config import StudyConfig
+from proloc.study.results import StudyRecord, load_study, save_record
+from proloc.study.text import read_text
+
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+SPARE_BYTES = 200_000_000
+
+
+def check(config: StudyConfig, folder: Path) -> int:
+    """Everything that can be known before long work; the model's number of parameters.
+
+    Raises:
+        ProlocError: the model, the text, a schedule or the folder is not right; nothing was written.
+    """
+    from proloc.hf.models import model_facts
+
+    if (folder / "study.json").is_file():
+        _check_same_study(config, load_study(folder)[0], folder)
+    read_text(config.text)
+    facts = model_facts(config.model)
+    if facts.max_context is not None and config.training.context > facts.max_context:
+        raise ProlocError(
+            f"the context is {config.training.context} tokens; {config.model} was made for at most {facts.max_context}."
+        )
+    for condition in config.conditions:
+        condition.build().localities(facts.num_layers)
+    _check_room(folder, facts.num_parameters)
+    return facts.num_parameters
+
+
+def comparable(config: StudyConfig) -> dict[str, Any]:
+    """The part of a configuration that all results of one folder must share, flat, JSON-able."""
+    data = config.model_dump(mode="json", exclude={"seeds", "conditions"})
+    if config.text.file is not None:
+        data["text"]["file"] = Path(config.text.file).name
+    data["training"] = {k: v for k, v in data["training"].items() if k not in ("report_to", "checkpoint_every")}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat | {f"conditions.{each.name}": each.model_dump(mode="json") for each in config.conditions}
+
+
+def text_digest(config: StudyConfig) -> str:
+    """Fingerprint of the text, so that a folder notices when the file behind a name has changed."""
+    return hashlib.sha256(read_text(config.text).encode()).hexdigest()
+
+
+def _check_same_study(config: StudyConfig, found: StudyRecord, folder: Path) -> None:
+    """Results of another configuration or text are never mixed in; more seeds or conditions are welcome."""
+    ours, theirs = comparable(config), found.config
+    keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")}
+    shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
+    changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))
+    if not changed and found.text.get("sha256") != text_digest(config):
+        changed = ["the content of the text"]
+    if changed:
+        raise ProlocError(
+            f"{folder} holds results of another configuration (different: {', '.join(changed)}); "
+            "choose another folder with --out, or remove that one."
+        )
+
+
+def extend_plan(config: StudyConfig, folder: Path) -> None:
+    """Add this start's conditions and seeds to ``study.json``, so that a report shows old and new runs alike."""
+    found, _ = load_study(folder)
+    names = [condition.name for condition in config.conditions]
+    wider = found.model_copy(
+        update={
+            "config": {**found.config, **comparable(config)},
+            "conditions": list(dict.fromkeys([*found.conditions, *names])),
+            "seeds": list(dict.fromkeys([*found.seeds, *config.seeds])),
+        }
+    )
+    if wider != found:
+        save_record(folder / "study.json", wider)
+
+
+def _check_room(folder: Path, parameters: int) -> None:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ProlocError(f"cannot write results to {folder}: {existing} is not a folder one may write to.")
+    needed = SPARE_BYTES + 2 * CHECKPOINT_BYTES_PER_PARAMETER * parameters
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ProlocError(
+            f"{existing} has {free / 1e9:.1f} GB free; checkpoints of this model need {needed / 1e9:.1f} GB. "
+            "Make room or choose another disk with --out."
+        )
