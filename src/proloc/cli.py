@@ -161,9 +161,10 @@ def _models(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 = done, 1 = a run failed, 2 = the user can mend it, 130 = interrupted."""
     arguments = build_parser().parse_args(argv)
-    # Our own progress bars say enough; transformers reads these when it is imported, here and in worker processes.
+    # Our own bars and sentences say enough; the libraries read these on import, here and in worker processes.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         return int(arguments.run(arguments))
     except ProlocError as error:

@@ -63,8 +63,8 @@ def _load(kind: Any, name: str, **kwargs: Any) -> Any:
     except ProlocError:
         raise
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise ProlocError(
             f"cannot load the model {name!r}: give builtin, smollm2-135m, a folder, or a Hub id that can be reached "
-            f"({reason[:200]})"
+            f"({reason[:200]})."
         ) from error
