@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from proloc.errors import ProlocError
@@ -26,9 +26,9 @@ class Schedule(ABC):
     def localities(self, num_layers: int) -> tuple[float, ...]:
         """lambda_l for l = 0 .. num_layers - 1, each in [0, 1]."""
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """JSON-able arguments that rebuild this schedule."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,6 @@ class Uniform(Schedule):
 
     def localities(self, num_layers: int) -> tuple[float, ...]:
         return (float(self.value),) * num_layers
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +65,6 @@ class Polynomial(Schedule):
         depths = [1.0] if num_layers == 1 else [layer / last for layer in range(num_layers)]
         return tuple(self.lambda_max * depth**self.beta for depth in depths)
 
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Schedule):
@@ -90,9 +84,6 @@ class Step(Schedule):
             raise ProlocError(f"a step over {self.layers} layers needs as many; the model has {num_layers}.")
         return (0.0,) * (num_layers - self.layers) + (float(self.lambda_max),) * self.layers
 
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Explicit(Schedule):
     """A locality for every layer, written out."""
@@ -108,9 +99,6 @@ class Explicit(Schedule):
         if len(self.values) != num_layers:
             raise ProlocError(f"the schedule lists {len(self.values)} localities; the model has {num_layers} layers.")
         return self.values
-
-    def settings(self) -> dict[str, Any]:
-        return {"values": list(self.values)}
 
 
 class Reversed(Schedule):
