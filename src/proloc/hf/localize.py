@@ -113,6 +113,7 @@ class LocalisedModel:
         arguments = {**given.arguments.pop("kwargs", {}), **given.arguments}
         state: LocalityState = self.__dict__[ATTRIBUTE]
         state.recorder.clear()
+        state.weights_asked_for = bool(arguments.get("output_attentions"))
         token = current_layout.set(_layout(state, block_ids, arguments))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -101,8 +101,7 @@ def dialled_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     recorder = state.recorder
     recorded = recorder.wants(state.localities[layer])
-    wanted = recorded or bool(kwargs.get("output_attentions"))
-    backend = select(state.backend, weights_wanted=wanted)
+    backend = select(state.backend, weights_wanted=recorded or state.weights_asked_for)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     arguments = (query, key, value, attention_mask, state.retain[layer])
     if backend == "sdpa":

@@ -79,6 +79,7 @@ class LocalityState:
         self.backend: Backend = backend
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
+        self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         self.retain = torch.ones(num_layers, dtype=torch.float64)
         self.set_dial(1.0)
 
