@@ -8,6 +8,23 @@ import torch
 
 torch.set_num_threads(1)
 
+STUDY = """
+name = "small"
+model = "{model}"
+seeds = [0]
+conditions = ["distributed", "quintic"]
+[text]
+file = "text.txt"
+max_held_out_windows = 3
+[blocks]
+kind = "sentence"
+[training]
+steps = 4
+context = 48
+batch_size = 2
+learning_rate = 1e-3
+"""
+
 
 @pytest.fixture(scope="session")
 def words() -> str:
@@ -35,3 +52,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, words: str) -> Path:
     shape = {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64, "vocab_size": 400}
     GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path, model_folder: Path, words: str) -> Path:
+    """A study's TOML file beside its text."""
+    (tmp_path / "text.txt").write_text(words)
+    file = tmp_path / "small.toml"
+    file.write_text(STUDY.format(model=model_folder))
+    return file

@@ -1,7 +1,8 @@
 """Evaluation of a localised model on held-out windows: perplexity and every attention statistic, in one pass."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,16 @@ class Evaluation:
         return math.exp(self.loss)
 
 
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
@@ -71,9 +82,8 @@ def evaluate(
     if block_ids is None:
         block_ids = state.blocks(input_ids)
     averages = Averages(len(state.localities))
-    training, total = model.training, 0.0
-    model.eval()
-    with recording(model, "all") as recorder:
+    total = 0.0
+    with _evaluating(model), recording(model, "all") as recorder:
         for start in range(0, len(input_ids), batch_size):
             rows = slice(start, start + batch_size)
             batch = input_ids[rows].to(model.device)
@@ -87,12 +97,11 @@ def evaluate(
             averages.add(layers, torch.ones_like(batch, dtype=torch.bool))
             if progress is not None:
                 progress(min(start + batch_size, len(input_ids)), len(input_ids))
-    model.train(training)
     tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
     return Evaluation(
         loss=total / tokens,
         tokens=tokens,
         statistics={name: averages.per_head(name) for name in STATISTICS},
         fidelity_uniform=float(torch.tensor(averages.per_head("uniform")).mean()),
-        mean_block_length=input_ids.numel() / float((block_ids.max(dim=1).values + 1).sum()),
+        mean_block_length=input_ids.numel() / float(len(block_ids) + (block_ids.diff(dim=1) != 0).sum()),
     )

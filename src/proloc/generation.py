@@ -28,6 +28,8 @@ def continue_text(name: str, prompt: str, *, dial: float = 1.0, tokens: int = 60
     """
     if tokens < 1:
         raise ProlocError(f"tokens is {tokens}; it must be 1 or more.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ProlocError(f"the seed is {seed}; it must lie in [0, 2**63).")
     tokenizer = load_tokenizer(name)
     inputs = tokenizer(prompt, return_tensors="pt")
     if inputs["input_ids"].numel() == 0:

@@ -105,7 +105,7 @@ def bias(relation: Tensor, retain: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the scores.
     """
     zero = torch.zeros((), dtype=dtype, device=relation.device)
-    away = torch.log(retain.to(relation.device, torch.float64)).to(dtype)
+    away = torch.log(retain.double()).to(relation.device, dtype)
     hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=relation.device)
     return torch.where(relation == HIDDEN, hidden, torch.where(relation == AWAY, away, zero))
 

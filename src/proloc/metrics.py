@@ -60,7 +60,7 @@ class Averages:
         self._queries += int(queries.sum())
         for sums, layer in zip(self._sums, layers, strict=True):
             for field in fields(layer):
-                values = getattr(layer, field.name).double().movedim(1, 0)[:, queries]
+                values = getattr(layer, field.name).cpu().double().movedim(1, 0)[:, queries.cpu()]
                 sums[field.name] = sums.get(field.name, 0) + values.sum(dim=1)
 
     def per_head(self, name: str) -> list[list[float]]:

@@ -107,6 +107,8 @@ class Reversed(Schedule):
     kind = "reversed"
 
     def __init__(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Schedule):
+            raise ProlocError(f"what is reversed is {schedule!r}; it must be a schedule.")
         self.schedule = schedule
 
     def localities(self, num_layers: int) -> tuple[float, ...]:
@@ -132,7 +134,7 @@ def schedule_from_dict(data: dict[str, Any]) -> Schedule:
     """
     settings = dict(data)
     kind = settings.pop("kind", None)
-    if kind not in SCHEDULES:
+    if not isinstance(kind, str) or kind not in SCHEDULES:
         raise ProlocError(f"there is no schedule {kind!r}; choose one of {', '.join(SCHEDULES)}.")
     if kind == Reversed.kind and isinstance(settings.get("schedule"), dict):
         settings["schedule"] = schedule_from_dict(settings["schedule"])

@@ -19,7 +19,8 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
 
     The penalty is summed over the queries that have a target and divided by the number of targets of the whole
     (accumulated, distributed) batch, as the cross-entropy is, so that accumulation does not change it. Both parts are
-    logged: ``cross_entropy`` and ``penalty``, per token, averaged over the logged steps.
+    logged: ``cross_entropy`` and ``penalty``, per token, averaged over the logged steps. Evaluation's ``eval_loss``
+    is the cross-entropy alone.
 
     Args:
         penalty: None trains on the cross-entropy alone; the dial then does all the work.
@@ -32,8 +33,9 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, penalty: LowFidelity | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.penalty = penalty
-        self._state = find_state(self.model)
-        self._logged: list[tuple[float, float]] = []
+        self._parts = [0.0, 0.0]
+        self._noted_until: int | None = None
+        find_state(self.model)  # raises here rather than in the first step
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if penalty is not None and self.args.gradient_checkpointing and reentrant:
             raise ProlocError(
@@ -43,12 +45,14 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's step; recording goes on through the backward pass, where checkpointing runs layers again."""
+        if self._noted_until is None:
+            self._noted_until = self.state.global_step  # a resumed run starts later
         with self._recording():
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
 
     def _recording(self) -> AbstractContextManager[Recorder]:
-        active = self._state.recorder
+        active = find_state(self.model).recorder
         if self.penalty is None or active.wanted != "nothing":
             return nullcontext(active)
         return recording(self.model, "fidelity")
@@ -61,35 +65,48 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy of the model plus the penalty."""
-        if self.penalty is None:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            self._note(model, loss, torch.zeros(()))
-            return (loss, outputs) if return_outputs else loss
+        labels = inputs.get("labels")  # the Trainer may take them out of the inputs
         with self._recording() as recorder:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        queries = queries_with_target(inputs["labels"])
-        penalty = self.penalty.summed(recorder.fidelity, self._state.localities, queries)
-        if model.training and recorder.fidelity and not penalty.requires_grad:
+        if model.training:
+            penalty = self._penalty(recorder, labels, num_items_in_batch)
+            self._note(loss, penalty, num_items_in_batch)
+            loss = loss + penalty
+        return (loss, outputs) if return_outputs else loss
+
+    def _penalty(self, recorder: Recorder, labels: Tensor | None, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """The penalty per target of the whole batch."""
+        if self.penalty is None:
+            return torch.zeros(())
+        if labels is None:
+            raise ProlocError("the penalty needs labels, to know which queries have a target; the batch has none.")
+        localities = find_state(self.model).localities
+        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorder.fidelity]
+        if missing:
+            raise ProlocError(f"layers {missing} gave no fidelity, so they would not be penalised.")
+        queries = queries_with_target(labels)
+        penalty = self.penalty.summed(recorder.fidelity, localities, queries)
+        if recorder.fidelity and not penalty.requires_grad:
             raise ProlocError(
                 "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
             )
-        penalty = penalty / (queries.sum() if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            penalty = penalty * self.accelerator.num_processes
-        self._note(model, loss, penalty)
-        return (loss + penalty, outputs) if return_outputs else loss + penalty
+        if num_items_in_batch is None:
+            return penalty / queries.sum()
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return penalty * processes / num_items_in_batch
 
-    def _note(self, model: nn.Module, cross_entropy: Tensor, penalty: Tensor) -> None:
-        if model.training:
-            self._logged.append((float(cross_entropy.detach()), float(penalty.detach())))
+    def _note(self, cross_entropy: Tensor, penalty: Tensor, num_items_in_batch: Tensor | int | None) -> None:
+        """Add one forward pass to the parts of the loss; without a count of the whole batch it is a mean of its own."""
+        share = 1.0 if num_items_in_batch is not None else 1.0 / self.args.gradient_accumulation_steps
+        self._parts[0] += share * float(cross_entropy.detach())
+        self._parts[1] += share * float(penalty.detach())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both parts of the loss to what the trackers see."""
-        if self._logged and "loss" in logs:
-            share = self.args.gradient_accumulation_steps / len(self._logged)
-            logs["cross_entropy"] = sum(part for part, _ in self._logged) * share
-            logs["penalty"] = sum(part for _, part in self._logged) * share
-            self._logged.clear()
+        steps = self.state.global_step - (self._noted_until or 0)
+        if "loss" in logs and steps > 0:
+            logs["cross_entropy"], logs["penalty"] = (part / steps for part in self._parts)
+            self._parts, self._noted_until = [0.0, 0.0], self.state.global_step
         super().log(logs, *args, **kwargs)
 
 

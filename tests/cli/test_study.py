@@ -1,6 +1,7 @@
 """The main job as a user meets it: a study runs, continues, refuses what is wrong, and loses nothing."""
 
 import json
+import queue
 import shutil
 import subprocess
 import sys
@@ -10,36 +11,12 @@ from pathlib import Path
 import pytest
 
 from proloc.cli import main
+from proloc.errors import ProlocError
 from proloc.study import config as study_config
 from proloc.study import plan, prepare, run, runner
 from proloc.study.results import load_run, load_study, run_path
 
 CONDITIONS = ["distributed", "quintic"]
-STUDY = """
-name = "small"
-model = "{model}"
-seeds = [0]
-conditions = ["distributed", "quintic"]
-[text]
-file = "text.txt"
-max_held_out_windows = 3
-[blocks]
-kind = "sentence"
-[training]
-steps = 4
-context = 48
-batch_size = 2
-learning_rate = 1e-3
-"""
-
-
-@pytest.fixture
-def study(tmp_path, model_folder, words):
-    """A study's TOML file beside its text."""
-    (tmp_path / "text.txt").write_text(words)
-    file = tmp_path / "small.toml"
-    file.write_text(STUDY.format(model=model_folder))
-    return file
 
 
 def edited(study: Path, old: str, new: str) -> Path:
@@ -144,19 +121,16 @@ def test_all_conditions_read_the_same_tokens_and_the_controls_are_matched(study,
 
 def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(study, tmp_path, monkeypatch):
     config, quintic = prepared(study, tmp_path / "out")
-
-    class Messages:
-        put = staticmethod(silent)
-
+    monkeypatch.setattr(runner, "_messages", queue.Queue())
     with monkeypatch.context() as patch:
         patch.setattr(run, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("out of luck")))
-        runner._work(tmp_path / "out", config, quintic, 0, Messages())
+        runner._work(tmp_path / "out", config, quintic, 0)
     path = run_path(tmp_path / "out", "quintic", 0)
     assert load_run(path).status == "failed"
     assert load_run(path).error == "RuntimeError: out of luck"
-    assert not runner._is_finished(path)
-    runner._work(tmp_path / "out", config, quintic, 0, Messages())
-    assert runner._is_finished(path)
+    assert not runner._is_finished(config, quintic, path)
+    runner._work(tmp_path / "out", config, quintic, 0)
+    assert runner._is_finished(config, quintic, path)
 
 
 def test_lora_tunes_a_study(study, tmp_path):
@@ -223,6 +197,12 @@ BAD = [
     ('"quintic"]', '{name = "odd", schedule = {kind = "polynomial", beta = -1}}]', "beta is -1"),
     ('"quintic"]', '{name = "deep", schedule = {kind = "explicit", values = [0, 1]}}]', "the model has 3 layers"),
     ('kind = "sentence"', 'kind = "drift"', "need mean_length"),
+    ("seeds = [0]", "seeds = [-1]", '"seeds.0"'),
+    ("learning_rate = 1e-3", "learning_rate = inf", '"training.learning_rate"'),
+    ('"quintic"]', '{name = "odd", schedule = {kind = [1]}}]', "no schedule [1]"),
+    ('"quintic"]', '{name = "odd", schedule = {kind = "reversed", schedule = "quintic"}}]', "must be a schedule"),
+    ('["distributed",', '[{name = "distributed", schedule = {kind = "uniform", value = 1.0}},', "is the reference"),
+    ('file = "text.txt"', 'file = "text\\u0000.txt"', "no path"),
     ('file = "text.txt"', 'dataset = "no/such-dataset-anywhere"', "cannot load the dataset"),
 ]
 
@@ -332,3 +312,43 @@ def test_the_version_is_that_of_the_project():
 
     data = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert data["project"]["version"] == proloc.__version__
+
+
+def test_a_run_whose_loss_is_no_number_fails_and_spoils_nothing(study, tmp_path, monkeypatch):
+    config, quintic = prepared(study, tmp_path / "out")
+    monkeypatch.setattr(runner, "_messages", queue.Queue())
+    hot = config.model_copy(update={"training": config.training.model_copy(update={"learning_rate": 1e30})})
+    result = runner._work(tmp_path / "out", hot, quintic, 0)
+    assert result.status == "failed"
+    assert "not a finite number" in result.error
+    assert load_run(run_path(tmp_path / "out", "quintic", 0)).status == "failed"
+
+
+def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(study, tmp_path):
+    config, quintic = prepared(study, tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / "quintic-seed0" / "checkpoint-3").mkdir(parents=True)
+    assert run.run(tmp_path / "out", config, quintic, 0, silent).status == "finished"
+
+
+def test_a_run_of_another_text_is_never_taken_for_ours(study, tmp_path, words, monkeypatch):
+    config, quintic = prepared(study, tmp_path / "out")
+    monkeypatch.setattr(runner, "_messages", queue.Queue())
+    runner._work(tmp_path / "out", config, quintic, 0)
+    (tmp_path / "text.txt").write_text(words + " And more.")
+    with pytest.raises(ProlocError, match="made from another text"):
+        runner._is_finished(config, quintic, run_path(tmp_path / "out", "quintic", 0))
+
+
+def test_two_studies_in_one_folder_are_refused(tmp_path):
+    with (
+        runner._only_one(tmp_path),
+        pytest.raises(ProlocError, match="another study is running"),
+        runner._only_one(tmp_path),
+    ):
+        raise AssertionError("both were let in")
+
+
+def test_a_garbage_result_file_is_named(tmp_path, capsys):
+    (tmp_path / "study.json").write_bytes(bytes([255, 254]))
+    assert main(["report", str(tmp_path)]) == 2
+    assert "study.json is not a result file" in capsys.readouterr().err

@@ -256,6 +256,9 @@ def test_checkpointing_changes_no_gradient_of_loss_plus_fidelity():
         (lambda m, ids: m(ids[:, -1:], past_key_values=m(ids[:, :-1]).past_key_values), "the cache holds 11 tokens"),
         (lambda m, ids: proloc.set_dial(m, 2.0), "the dial is 2.0"),
         (lambda m, ids: proloc.set_dial(tiny_model(), 0.5), "not localised"),
+        (lambda m, ids: proloc.set_dial(m, "half"), "the dial is 'half'"),
+        (lambda m, ids: m.generate(ids, block_ids=torch.zeros(1, 15, dtype=torch.long)), "cover 15 tokens"),
+        (lambda m, ids: proloc.localize(m.model, proloc.Uniform(value=1.0), BLOCKS), "part of a localised model"),
         (lambda m, ids: localised(attention="fast"), "no attention 'fast'"),
         (lambda m, ids: localised(sinks=-1), "sinks is -1"),
         (lambda m, ids: localised(schedule=proloc.Explicit([1.0])), "the model has 3 layers"),
@@ -313,3 +316,35 @@ def test_weights_that_are_asked_for_are_given_on_the_automatic_path(family):
         weights = model(input_ids=ids, output_attentions=True).attentions
     assert [tuple(layer.shape) for layer in weights] == [(1, 4, 14, 14)] * 3
     assert (weights[-1][..., 1:5].sum(-1)[:, :, 5:] == 0).all(), "the last layer has locality 1"
+
+
+def test_a_dial_turned_between_forward_and_recomputation_is_refused():
+    model, ids = localised().train(), random_ids(1, 12)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with proloc.dial(model, 0.0):
+        loss = model(ids, labels=ids, use_cache=False).loss
+    with pytest.raises(proloc.ProlocError, match=r"stood at 0.0 in the forward pass and at 1.0"):
+        loss.backward()
+
+
+def test_saving_other_blocks_over_an_older_save_leaves_no_old_arrays(tmp_path):
+    model = localised(blocks=every_partitioner()["drift"])
+    model.save_pretrained(tmp_path)
+    proloc.set_dial(proloc.localize(model, proloc.Uniform(value=0.5), BLOCKS), 0.25)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "proloc.safetensors").exists()
+    assert proloc.describe(proloc.from_pretrained(tmp_path, attention="reference"))["dial"] == 0.25
+
+
+def test_the_arrays_come_from_where_the_model_comes_from(tmp_path):
+    model = localised(blocks=every_partitioner()["drift"])
+    model.save_pretrained(tmp_path / "sub")
+    again, ids = proloc.from_pretrained(tmp_path, subfolder="sub", attention="reference"), random_ids(2, 30)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_gpt2_with_upcast_attention_is_refused():
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, reorder_and_upcast_attn=True)
+    with pytest.raises(proloc.ProlocError, match="reorder_and_upcast_attn"):
+        proloc.localize(GPT2LMHeadModel(config), proloc.Uniform(value=1.0), BLOCKS)

@@ -84,6 +84,7 @@ def test_the_penalty_is_the_formula_written_out(tmp_path):
                     shortfall = (0.9 - recorder.layers[layer].fidelity_undialled[row, :, query]).clamp_min(0)
                     expected += 2.0 * locality * shortfall.mean().item()
     batch = {"input_ids": windows.ids, "labels": windows.labels}
+    model.train()
     with_penalty = trainer(tmp_path, model, PENALTY).compute_loss(model, batch)
     without = trainer(tmp_path, model).compute_loss(model, batch)
     assert (with_penalty - without).item() == pytest.approx(expected / targets, rel=1e-5)
@@ -164,3 +165,40 @@ def test_evaluation_equals_the_models_own_loss_and_the_statistics_of_one_batch()
         torch.tensor(result.statistics["fidelity_without_sinks"][2]), without, rtol=1e-4, atol=1e-5
     )
     assert result.mean_block_length == pytest.approx(21 / 5)
+
+
+def test_a_partial_last_accumulation_is_logged_right(tmp_path):
+    batches = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "max_steps": 4}
+    trained = trainer(tmp_path, penalty=PENALTY, **batches)
+    trained.train()
+    total = [a + b for a, b in zip(history(trained, "cross_entropy"), history(trained, "penalty"), strict=True)]
+    assert history(trained, "loss") == pytest.approx(total, rel=1e-5)
+
+
+def test_sparse_logging_averages_over_the_steps_between(tmp_path):
+    every, fourth = (trainer(tmp_path, penalty=PENALTY, max_steps=4, logging_steps=steps) for steps in (1, 4))
+    for each in (every, fourth):
+        each.train()
+    assert history(fourth, "penalty") == pytest.approx([sum(history(every, "penalty")) / 4], rel=1e-5)
+
+
+def test_recording_around_training_does_not_silence_the_penalty(tmp_path):
+    plain, recorded = (trainer(tmp_path, penalty=PENALTY) for _ in range(2))
+    plain.train()
+    with proloc.recording(recorded.model):
+        recorded.train()
+    assert history(recorded, "penalty") == pytest.approx(history(plain, "penalty"), rel=1e-5)
+
+
+def test_evaluation_loss_is_the_cross_entropy_alone(tmp_path):
+    model, windows = proloc.localize(tiny_model(), proloc.Polynomial(beta=1), BLOCKS), Windows()
+    with_penalty, without = (
+        trainer(tmp_path, model, penalty).evaluate(windows)["eval_loss"] for penalty in (PENALTY, None)
+    )
+    assert with_penalty == pytest.approx(without, rel=1e-6)
+
+
+def test_a_penalty_works_with_label_smoothing(tmp_path):
+    smoothed = trainer(tmp_path, penalty=PENALTY, label_smoothing_factor=0.1)
+    smoothed.train()
+    assert all(value > 0 for value in history(smoothed, "penalty"))

@@ -29,4 +29,4 @@ def attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output.transpose(1, 2)
+    return output.transpose(1, 2).contiguous()

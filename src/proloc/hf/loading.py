@@ -12,11 +12,15 @@ from proloc.blocks import build_partitioner
 from proloc.errors import ProlocError
 from proloc.hf.localize import localize
 from proloc.hf.persistence import FORMAT, TENSORS_FILE
+from proloc.hf.state import find_state
 from proloc.schedule import schedule_from_dict
+
+# Arguments of from_pretrained that say where its files come from; our own file must come from there too.
+WHERE = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 def from_pretrained(name: str | Path, *, attention: Backend = "auto", **kwargs: Any) -> PreTrainedModel:
-    """Load a localised model that ``save_pretrained`` wrote, with its schedule, blocks and sinks, the dial at 1.
+    """Load a localised model that ``save_pretrained`` wrote, with its schedule, blocks, sinks and dial.
 
     Args:
         name: a folder or a Hub id.
@@ -32,6 +36,11 @@ def from_pretrained(name: str | Path, *, attention: Backend = "auto", **kwargs: 
         raise ProlocError(f"{name} has no locality setting in its config.json; load it plainly and call localize().")
     if saved.get("format") != FORMAT:
         raise ProlocError(f"{name} has a locality setting of format {saved.get('format')}; this proloc reads {FORMAT}.")
-    found = cached_file(str(name), TENSORS_FILE, _raise_exceptions_for_missing_entries=False)
+    where = {key: kwargs[key] for key in WHERE if key in kwargs}
+    found = cached_file(str(name), TENSORS_FILE, _raise_exceptions_for_missing_entries=False, **where)
     blocks = build_partitioner(saved["blocks"]["kind"], saved["blocks"]["settings"], load_file(found) if found else {})
-    return localize(model, schedule_from_dict(saved["schedule"]), blocks, sinks=saved["sinks"], attention=attention)
+    localised = localize(
+        model, schedule_from_dict(saved["schedule"]), blocks, sinks=saved["sinks"], attention=attention
+    )
+    find_state(localised).set_dial(saved.get("dial", 1.0))
+    return localised

@@ -49,6 +49,10 @@ def localize(
         ProlocError: an architecture that cannot be localised, a schedule that does not fit it, a bad argument.
     """
     layers = _attention_layers(model)
+    if layers[0].__dict__.get(ATTRIBUTE) is not model.__dict__.get(ATTRIBUTE):
+        raise ProlocError(
+            f"this {type(model).__name__} is part of a localised model; localize the whole model instead."
+        )
     state = LocalityState(schedule, blocks, sinks, attention, len(layers))
     _own_config(model)
     routing.register()
@@ -80,6 +84,10 @@ def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
         raise ProlocError(
             f"{name} has layers of type {', '.join(sorted(others))}, whose recurrence carries away tokens past any "
             "attention mask; it cannot be localised."
+        )
+    if getattr(config, "reorder_and_upcast_attn", False):
+        raise ProlocError(
+            f"{name} uses reorder_and_upcast_attn, which proloc does not do; set it to False in its config."
         )
     found = [
         module
@@ -113,6 +121,7 @@ class LocalisedModel:
         arguments = {**given.arguments.pop("kwargs", {}), **given.arguments}
         state: LocalityState = self.__dict__[ATTRIBUTE]
         state.recorder.clear()
+        state.forward_dial = state.dial
         state.weights_asked_for = bool(arguments.get("output_attentions"))
         token = current_layout.set(_layout(state, block_ids, arguments))
         try:
@@ -131,6 +140,8 @@ class LocalisedModel:
             raise ProlocError("generate with inputs_embeds is not supported: blocks are computed from input_ids.")
         if block_ids is not None:
             missing = input_ids.shape[1] - block_ids.shape[1]
+            if missing < 0:
+                raise ProlocError(f"block_ids cover {block_ids.shape[1]} tokens; the prompt has {input_ids.shape[1]}.")
             block_ids = torch.cat([block_ids, block_ids[:, -1:].expand(-1, missing)], dim=1)
         state: LocalityState = self.__dict__[ATTRIBUTE]
         layout = state.layout(input_ids, block_ids, _valid(kwargs.get("attention_mask"), input_ids), None)
@@ -142,9 +153,12 @@ class LocalisedModel:
         return {**prepared, "block_ids": layout.block_ids}
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """The model's own saving, and the partitioner's arrays beside it."""
+        """The model's own saving, with the setting as it is now and the partitioner's arrays beside it."""
+        state: LocalityState = self.__dict__[ATTRIBUTE]
+        self.config.proloc = persistence.setting(state)  # type: ignore[attr-defined]
+        if kwargs.get("is_main_process", True):
+            persistence.save_tensors(state, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        persistence.save_tensors(self.__dict__[ATTRIBUTE], save_directory)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The dynamic class cannot be found by name, so pickle the base class and swap when loading.

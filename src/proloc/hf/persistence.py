@@ -19,11 +19,15 @@ def setting(state: LocalityState) -> dict[str, Any]:
         "schedule": schedule_to_dict(state.schedule),
         "blocks": {"kind": state.blocks.kind, "settings": state.blocks.settings()},
         "sinks": state.sinks,
+        "dial": state.dial,
     }
 
 
 def save_tensors(state: LocalityState, folder: str | Path) -> None:
-    """Write the partitioner's arrays into a saved model's folder; nothing where it has none."""
-    tensors = state.blocks.tensors()
+    """Write the partitioner's arrays into a model's folder; where it has none, those of an earlier save are removed."""
+    file, tensors = Path(folder) / TENSORS_FILE, state.blocks.tensors()
     if tensors:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / TENSORS_FILE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    else:
+        file.unlink(missing_ok=True)

@@ -99,6 +99,11 @@ def dialled_attention(
         )
     state: LocalityState = module.__dict__[ATTRIBUTE]
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if current_layout.get() is None and state.dial != state.forward_dial:
+        raise ProlocError(
+            f"the dial stood at {state.forward_dial} in the forward pass and at {state.dial} when checkpointing "
+            "computed a layer again; call backward() inside the same `with dial(...)`."
+        )
     recorder = state.recorder
     recorded = recorder.wants(state.localities[layer])
     backend = select(state.backend, weights_wanted=recorded or state.weights_asked_for)

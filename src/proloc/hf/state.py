@@ -51,7 +51,9 @@ class Recorder:
     def record(self, layer: int, attended: Attended, relation: Tensor) -> None:
         """Keep what is wanted of one layer."""
         if self.wanted == "all":
-            self.layers.setdefault(layer, measure(attended, relation))
+            statistics = measure(attended, relation)
+            self.layers.setdefault(layer, statistics)
+            self.fidelity.setdefault(layer, statistics.fidelity_undialled)
         elif self.wanted == "fidelity":
             self.fidelity.setdefault(layer, fidelity(attended.undialled_weights, relation))
         if self.keep_weights:
@@ -80,13 +82,19 @@ class LocalityState:
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
-        self.retain = torch.ones(num_layers, dtype=torch.float64)
+        with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
+            self.retain = torch.ones(num_layers, dtype=torch.float64)
         self.set_dial(1.0)
+        self.forward_dial = self.dial  # of the latest forward pass
 
     def set_dial(self, dial: float) -> None:
         """Turn the dial; the tensor is changed in place, so compiled code sees the new value."""
+        try:
+            dial = float(dial)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ProlocError(f"the dial is {dial!r}; it must be a number in [0, 1].") from error
         self.retain.copy_(retained(torch.tensor(self.localities, dtype=torch.float64), dial))
-        self.dial = float(dial)
+        self.dial = dial
 
     def layout(
         self, input_ids: Tensor | None, block_ids: Tensor | None, valid: Tensor | None, starts: Tensor | None
@@ -143,7 +151,7 @@ def recording(
 
     Args:
         model: a localised model.
-        wanted: "all" fills ``recorder.layers``, "fidelity" only ``recorder.fidelity`` of layers with locality above 0.
+        wanted: "all" also fills ``recorder.layers``; "fidelity" only ``recorder.fidelity``, where locality is above 0.
         keep_weights: also keep the weights as used in ``recorder.weights``.
     """
     state = find_state(model)

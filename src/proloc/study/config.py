@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,7 +20,7 @@ BlocksOf = Literal["semantic", "fixed", "random"]
 class Section(BaseModel):
     """A part of the file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TextSection(Section):
@@ -162,7 +162,7 @@ class StudyConfig(Section):
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
     """That many first tokens of a window can always be read."""
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
     conditions: list[Condition] = list(STANDARD_CONDITIONS.values())
     """Names of standard conditions, or tables of your own; "distributed" is always needed, as the reference."""
 
@@ -184,6 +184,9 @@ class StudyConfig(Section):
                 raise ValueError(f"{what} {items} are not all different")
         if REFERENCE not in names:
             raise ValueError(f'conditions need "{REFERENCE}", the reference of every comparison')
+        reference, standard = self.conditions[names.index(REFERENCE)], STANDARD_CONDITIONS[REFERENCE]
+        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks):
+            raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
         return self
 
     def mode_of(self, condition: Condition) -> Mode:
@@ -212,7 +215,10 @@ def load_config(path: str | Path) -> StudyConfig:
         raise ProlocError(f"{path}: {_first_problem(error)}") from error
     if config.text.file is None:
         return config
-    file = str((folder / Path(config.text.file).expanduser()).resolve())
+    try:
+        file = str((folder / Path(config.text.file).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ProlocError(f"the text's file {config.text.file!r} is no path: {error}.") from error
     return config.model_copy(update={"text": config.text.model_copy(update={"file": file})})
 
 

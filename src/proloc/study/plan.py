@@ -56,11 +56,11 @@ def text_digest(config: StudyConfig) -> str:
 
 def _check_same_study(config: StudyConfig, found: StudyRecord, folder: Path) -> None:
     """Results of another configuration or text are never mixed in; more seeds or conditions are welcome."""
-    ours, theirs = comparable(config), found.config
+    ours, theirs, digest = comparable(config), found.config, text_digest(config)
     keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")}
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
     changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))
-    if not changed and found.text.get("sha256") != text_digest(config):
+    if not changed and found.text.get("sha256", digest) != digest:
         changed = ["the content of the text"]
     if changed:
         raise ProlocError(

@@ -28,7 +28,7 @@ _R = TypeVar("_R", bound="Record")
 class Record(BaseModel):
     """A frozen piece of a result file; unknown keys are refused so that a typo never passes for data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class PerHead(Record):
@@ -203,6 +203,8 @@ def load_study(folder: Path) -> tuple[StudyRecord, list[RunResult]]:
 def _load(path: Path, kind: type[_R]) -> _R:
     try:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, json.JSONDecodeError) as error:
+    except (ValidationError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ProlocError(f"{path} is not a result file of schema {SCHEMA_VERSION}: {reason}") from error
+        raise ProlocError(
+            f"{path} is not a result file of schema {SCHEMA_VERSION} ({reason}); delete it to have it made again."
+        ) from error

@@ -1,5 +1,6 @@
 """One run: load the model, localise it, tune it, measure it on the held-out windows."""
 
+import math
 import os
 import platform
 import shutil
@@ -24,6 +25,7 @@ from proloc.hf.models import load_model, load_tokenizer
 from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
 from proloc.study.config import Condition, StudyConfig
+from proloc.study.plan import text_digest
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
     Metrics,
@@ -90,6 +92,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     result = evaluate(
         tuned, prepared.held_out, held_blocks, progress=lambda done, total: progress("measuring", done, total)
     )
+    if not math.isfinite(result.loss):
+        raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
     if config.training.save_models:
         tuned.save_pretrained(folder / "models" / run_name(condition.name, seed))
     return RunResult(
@@ -161,8 +165,7 @@ def _tune(
         callbacks=[_Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     log = [
         TrainingPoint(step=entry["step"], loss=entry["cross_entropy"], penalty=entry["penalty"])
         for entry in trainer.state.log_history
@@ -170,6 +173,14 @@ def _tune(
     ]
     shutil.rmtree(checkpoints, ignore_errors=True)
     return (trainable.merge_and_unload() if training.lora_rank else model), log
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; one that a kill cut short is removed. The Trainer writes trainer_state.json last."""
+    for partial in folder.glob("checkpoint-*"):
+        if not (partial / "trainer_state.json").is_file():
+            shutil.rmtree(partial)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
@@ -224,6 +235,7 @@ def run_config(config: StudyConfig, condition: Condition) -> dict[str, Any]:
     decisive = config.model_dump(mode="json", exclude={"conditions", "seeds", "name"})
     if config.text.file is not None:
         decisive["text"]["file"] = Path(config.text.file).name
+    decisive["text"]["sha256"] = text_digest(config)
     return {**decisive, "condition": condition.model_dump(mode="json"), "mode": config.mode_of(condition)}
 
 

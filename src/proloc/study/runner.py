@@ -2,19 +2,25 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from proloc.errors import ProlocError
 from proloc.study.config import Condition, StudyConfig
 from proloc.study.plan import check, comparable, extend_plan, text_digest
 from proloc.study.results import (
@@ -64,7 +70,7 @@ def run_study(
     console = console or Console(stderr=True)
     with console.status("checking the model, the text and the folder"):
         parameters = check(config, folder)
-    with _progress(console) as progress:
+    with _only_one(folder), _progress(console) as progress:
         if not all((folder / name).is_file() for name in ("study.json", PREPARED_FILE)):
             _prepare(config, folder, progress)
         extend_plan(config, folder)
@@ -72,13 +78,31 @@ def run_study(
             (condition, seed)
             for condition in config.conditions
             for seed in config.seeds
-            if not _is_finished(run_path(folder, condition.name, seed))
+            if not _is_finished(config, condition, run_path(folder, condition.name, seed))
         ]
         kept = len(config.conditions) * len(config.seeds) - len(pending)
         processes = min(workers or _affordable_workers(parameters), max(len(pending), 1))
         failed = _run_all(config, folder, pending, processes, kept, progress)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=not failed)
+    if not failed:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return Outcome(ran=len(pending), kept=kept, failed=failed)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Two studies in one folder would write the same checkpoints; the second is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ProlocError(
+            f"another study is running in {folder}; wait for it, or choose another with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
@@ -95,6 +119,9 @@ def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
     def show(phase: str, done: int, total: int) -> None:
         progress.update(bar, description=f"{phase} the unmodified model", completed=done, total=total)
 
+    if (folder / "study.json").is_file():
+        progress.remove_task(bar)
+        return
     metrics = baseline(config, prepared, show)
     facts = model_facts(config.model)
     save_record(
@@ -124,8 +151,16 @@ def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
     progress.remove_task(bar)
 
 
-def _is_finished(path: Path) -> bool:
-    return path.is_file() and load_run(path).status == "finished"
+def _is_finished(config: StudyConfig, condition: Condition, path: Path) -> bool:
+    """Whether a run is there and is the one we would make; a run of another text is never taken for it."""
+    from proloc.study.run import run_config
+
+    if not path.is_file():
+        return False
+    found = load_run(path)
+    if found.config.get("text") != run_config(config, condition)["text"]:
+        raise ProlocError(f"{path} was made from another text; choose another folder with --out, or remove it.")
+    return found.status == "finished"
 
 
 def _affordable_workers(parameters: int) -> int:
@@ -154,16 +189,16 @@ def _run_all(
     failed = []
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with context.Manager() as manager, _pool(processes, context, threads) as pool:
-        messages = manager.Queue()
+    messages = context.Queue()
+    with _pool(processes, context, (threads, messages)) as pool:
         waiting: set[Future[RunResult]] = {
-            pool.submit(_work, folder, config, condition, seed, messages) for condition, seed in pending
+            pool.submit(_work, folder, config, condition, seed) for condition, seed in pending
         }
         while waiting:
             done, waiting = wait(waiting, timeout=0.2)
             _show(messages, bars, progress)
             for future in done:
-                result = future.result()
+                result = _result(future)
                 name = run_name(result.condition, result.seed)
                 if result.status == "failed":
                     failed.append(name)
@@ -175,9 +210,9 @@ def _run_all(
 
 
 @contextlib.contextmanager
-def _pool(processes: int, context: Any, threads: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(processes: int, context: Any, start: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
     """A pool whose processes end at once when the study is interrupted: their checkpoints are what counts."""
-    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=start)
     try:
         yield pool
     except BaseException:
@@ -188,31 +223,48 @@ def _pool(processes: int, context: Any, threads: int) -> Iterator[ProcessPoolExe
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(threads: int) -> None:
-    import signal
+def _result(future: Future[RunResult]) -> RunResult:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise ProlocError(
+            "a worker process was killed, most likely for want of memory; the same command continues, "
+            "with fewer --workers if memory is short."
+        ) from error
 
+
+_messages: Any = None
+
+
+def _start_worker(threads: int, messages: Any) -> None:
     import torch
     import transformers
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    global _messages
+    _messages = messages
+    for polite in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(polite, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
 
 
-def _work(folder: Path, config: StudyConfig, condition: Condition, seed: int, messages: Any) -> RunResult:
+def _leave_with_parent() -> None:
+    """End this worker when the study's process is gone: a second start must not meet the first one's workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers come here
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _work(folder: Path, config: StudyConfig, condition: Condition, seed: int) -> RunResult:
     """One run in a worker process; an error becomes a failed result, so that the others go on."""
     from proloc.study.run import machine, run, run_config, versions
 
     name, started = run_name(condition.name, seed), datetime.now(UTC)
 
-    def tell(*state: Any) -> None:
-        try:
-            messages.put((name, *state))
-        except (EOFError, ConnectionError):
-            os._exit(1)  # the study itself was killed; the checkpoint stays for its next start
-
     try:
-        result = run(folder, config, condition, seed, tell)
+        result = run(folder, config, condition, seed, lambda *state: _messages.put((name, *state)))
     except Exception as error:  # whatever it was belongs into the result
         result = RunResult(
             study=config.name,

@@ -39,8 +39,8 @@ def _read_file(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ProlocError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error
-    except OSError as error:
-        raise ProlocError(f"cannot read the text {path}: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:
+        raise ProlocError(f"cannot read the text {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _read_dataset(section: TextSection) -> str:
