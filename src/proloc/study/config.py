@@ -92,7 +92,8 @@ class TrainingSection(Section):
     """Tune low-rank adapters of this rank on all linear layers (needs peft); None = all weights."""
     gradient_checkpointing: bool = False
     checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, from which an interrupted run resumes; None = every tenth of the run."""
+    """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
+    twentieth of the run); None = every tenth of the run."""
     report_to: list[str] = []
     """Trackers of transformers' Trainer, for example ["tensorboard"]."""
     save_models: bool = False

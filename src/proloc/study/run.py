@@ -131,6 +131,9 @@ def _tune(
 ) -> tuple[PreTrainedModel, list[TrainingPoint]]:
     training = config.training
     checkpoints = folder / "checkpoints" / run_name(condition.name, seed)
+    logging_steps = max(1, training.steps // 20)
+    # A checkpoint inside a log interval would lose the interval's first part, and the log would differ after a resume.
+    save_steps = math.ceil((training.checkpoint_every or training.steps / 10) / logging_steps) * logging_steps
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=training.steps,
@@ -142,9 +145,9 @@ def _tune(
         warmup_steps=max(1, training.steps // 10),
         bf16=training.precision == "bf16",
         **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
-        logging_steps=max(1, training.steps // 20),
+        logging_steps=logging_steps,
         save_strategy="steps",
-        save_steps=training.checkpoint_every or max(1, training.steps // 10),
+        save_steps=save_steps,
         save_total_limit=1,
         report_to=training.report_to,
         run_name=f"{config.name}/{run_name(condition.name, seed)}",
