@@ -128,9 +128,10 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(study, tmp_pat
     path = run_path(tmp_path / "out", "quintic", 0)
     assert load_run(path).status == "failed"
     assert load_run(path).error == "RuntimeError: out of luck"
-    assert not runner._is_finished(config, quintic, path)
+    digest = prepare.load_prepared(tmp_path / "out").text_sha256
+    assert not runner._is_finished(path, digest)
     runner._work(tmp_path / "out", config, quintic, 0)
-    assert runner._is_finished(config, quintic, path)
+    assert runner._is_finished(path, digest)
 
 
 def test_lora_tunes_a_study(study, tmp_path):
@@ -336,7 +337,7 @@ def test_a_run_of_another_text_is_never_taken_for_ours(study, tmp_path, words, m
     runner._work(tmp_path / "out", config, quintic, 0)
     (tmp_path / "text.txt").write_text(words + " And more.")
     with pytest.raises(ProlocError, match="made from another text"):
-        runner._is_finished(config, quintic, run_path(tmp_path / "out", "quintic", 0))
+        runner.run_study(config, tmp_path / "out")
 
 
 def test_two_studies_in_one_folder_are_refused(tmp_path):

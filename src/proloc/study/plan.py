@@ -1,6 +1,5 @@
 """What a study is about to do: checked before long work, and compared with what its folder already holds."""
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from proloc.errors import ProlocError
 from proloc.study.config import StudyConfig
 from proloc.study.results import StudyRecord, load_study, save_record
-from proloc.study.text import read_text
+from proloc.study.text import digest, read_text
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 SPARE_BYTES = 200_000_000
@@ -23,9 +22,9 @@ def check(config: StudyConfig, folder: Path) -> int:
     """
     from proloc.hf.models import model_facts
 
+    text_sha256 = digest(read_text(config.text))
     if (folder / "study.json").is_file():
-        _check_same_study(config, load_study(folder)[0], folder)
-    read_text(config.text)
+        _check_same_study(config, load_study(folder)[0], text_sha256, folder)
     facts = model_facts(config.model)
     if facts.max_context is not None and config.training.context > facts.max_context:
         raise ProlocError(
@@ -49,18 +48,13 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
     return flat | {f"conditions.{each.name}": each.model_dump(mode="json") for each in config.conditions}
 
 
-def text_digest(config: StudyConfig) -> str:
-    """Fingerprint of the text, so that a folder notices when the file behind a name has changed."""
-    return hashlib.sha256(read_text(config.text).encode()).hexdigest()
-
-
-def _check_same_study(config: StudyConfig, found: StudyRecord, folder: Path) -> None:
+def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str, folder: Path) -> None:
     """Results of another configuration or text are never mixed in; more seeds or conditions are welcome."""
-    ours, theirs, digest = comparable(config), found.config, text_digest(config)
+    ours, theirs = comparable(config), found.config
     keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")}
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
     changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))
-    if not changed and found.text.get("sha256", digest) != digest:
+    if not changed and found.text.get("sha256", text_sha256) != text_sha256:
         changed = ["the content of the text"]
     if changed:
         raise ProlocError(
@@ -69,8 +63,8 @@ def _check_same_study(config: StudyConfig, found: StudyRecord, folder: Path) -> 
         )
 
 
-def extend_plan(config: StudyConfig, folder: Path) -> None:
-    """Add this start's conditions and seeds to ``study.json``, so that a report shows old and new runs alike."""
+def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
+    """``study.json`` with this start's conditions and seeds added, so that a report shows old and new runs alike."""
     found, _ = load_study(folder)
     names = [condition.name for condition in config.conditions]
     wider = found.model_copy(
@@ -82,6 +76,7 @@ def extend_plan(config: StudyConfig, folder: Path) -> None:
     )
     if wider != found:
         save_record(folder / "study.json", wider)
+    return wider
 
 
 def _check_room(folder: Path, parameters: int) -> None:

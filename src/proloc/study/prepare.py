@@ -27,7 +27,7 @@ from proloc.errors import ProlocError
 from proloc.hf.models import load_model, load_tokenizer
 from proloc.study.config import BlocksOf, BlocksSection, StudyConfig
 from proloc.study.results import PREPARED_FILE
-from proloc.study.text import read_text
+from proloc.study.text import digest, read_text
 
 _ROLES: tuple[BlocksOf, ...] = ("semantic", "fixed", "random")
 
@@ -40,11 +40,13 @@ class Prepared:
         train: int64 ``[window, context]``.
         held_out: int64 ``[window, context]``; no token of it is in ``train``.
         partitioners: the semantic one and its two controls.
+        text_sha256: fingerprint of the text they come from.
     """
 
     train: Tensor
     held_out: Tensor
     partitioners: dict[BlocksOf, Partitioner]
+    text_sha256: str
 
 
 def prepare(config: StudyConfig) -> Prepared:
@@ -80,6 +82,7 @@ def prepare(config: StudyConfig) -> Prepared:
             "fixed": matched_fixed(semantic, train),
             "random": matched_random(semantic, train),
         },
+        text_sha256=digest(text),
     )
 
 
@@ -107,21 +110,28 @@ def save_prepared(prepared: Prepared, folder: Path) -> None:
     for role, partitioner in prepared.partitioners.items():
         settings[role] = {"kind": partitioner.kind, "settings": partitioner.settings()}
         tensors |= {f"{role}.{name}": tensor for name, tensor in partitioner.tensors().items()}
+    metadata = {"partitioners": json.dumps(settings), "text_sha256": prepared.text_sha256}
     partial = folder / f".{PREPARED_FILE}.partial"
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"partitioners": json.dumps(settings)})
+    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
     partial.replace(folder / PREPARED_FILE)
 
 
 def load_prepared(folder: Path) -> Prepared:
     """Read what ``save_prepared`` wrote."""
     with safe_open(folder / PREPARED_FILE, framework="pt") as file:
-        settings = json.loads(file.metadata()["partitioners"])
+        metadata = file.metadata()
+        settings = json.loads(metadata["partitioners"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     partitioners = {
         role: build_partitioner(settings[role]["kind"], settings[role]["settings"], dict(_under(tensors, role)))
         for role in _ROLES
     }
-    return Prepared(train=tensors["train"], held_out=tensors["held_out"], partitioners=partitioners)
+    return Prepared(
+        train=tensors["train"],
+        held_out=tensors["held_out"],
+        partitioners=partitioners,
+        text_sha256=metadata["text_sha256"],
+    )
 
 
 def _under(tensors: dict[str, Tensor], role: str) -> Iterable[tuple[str, Tensor]]:

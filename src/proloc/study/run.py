@@ -25,7 +25,6 @@ from proloc.hf.models import load_model, load_tokenizer
 from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
 from proloc.study.config import Condition, StudyConfig
-from proloc.study.plan import text_digest
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
     Metrics,
@@ -101,7 +100,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
         condition=condition.name,
         seed=seed,
         status="finished",
-        config=run_config(config, condition),
+        config=run_config(config, condition, prepared.text_sha256),
         versions=versions(),
         machine=machine(),
         started=started.isoformat(timespec="seconds"),
@@ -233,12 +232,12 @@ def _sample(config: StudyConfig, model: PreTrainedModel, prepared: Prepared) -> 
     )
 
 
-def run_config(config: StudyConfig, condition: Condition) -> dict[str, Any]:
+def run_config(config: StudyConfig, condition: Condition, text_sha256: str | None) -> dict[str, Any]:
     """What decides a run's result beside its seed; the text's folder is left out, it differs between machines."""
     decisive = config.model_dump(mode="json", exclude={"conditions", "seeds", "name"})
     if config.text.file is not None:
         decisive["text"]["file"] = Path(config.text.file).name
-    decisive["text"]["sha256"] = text_digest(config)
+    decisive["text"]["sha256"] = text_sha256
     return {**decisive, "condition": condition.model_dump(mode="json"), "mode": config.mode_of(condition)}
 
 

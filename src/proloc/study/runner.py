@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from proloc.errors import ProlocError
 from proloc.study.config import Condition, StudyConfig
-from proloc.study.plan import check, comparable, extend_plan, text_digest
+from proloc.study.plan import check, comparable, extend_plan
 from proloc.study.results import (
     PREPARED_FILE,
     RunResult,
@@ -73,12 +73,12 @@ def run_study(
     with _only_one(folder), _progress(console) as progress:
         if not all((folder / name).is_file() for name in ("study.json", PREPARED_FILE)):
             _prepare(config, folder, progress)
-        extend_plan(config, folder)
+        text_sha256 = extend_plan(config, folder).text.get("sha256")
         pending = [
             (condition, seed)
             for condition in config.conditions
             for seed in config.seeds
-            if not _is_finished(config, condition, run_path(folder, condition.name, seed))
+            if not _is_finished(run_path(folder, condition.name, seed), text_sha256)
         ]
         kept = len(config.conditions) * len(config.seeds) - len(pending)
         processes = min(workers or _affordable_workers(parameters), max(len(pending), 1))
@@ -142,7 +142,7 @@ def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
                 "train_tokens": prepared.train.numel(),
                 "held_out_tokens": prepared.held_out.numel(),
                 "context": config.training.context,
-                "sha256": text_digest(config),
+                "sha256": prepared.text_sha256,
             },
             versions=versions(),
             baseline=metrics,
@@ -151,14 +151,12 @@ def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
     progress.remove_task(bar)
 
 
-def _is_finished(config: StudyConfig, condition: Condition, path: Path) -> bool:
-    """Whether a run is there and is the one we would make; a run of another text is never taken for it."""
-    from proloc.study.run import run_config
-
+def _is_finished(path: Path, text_sha256: str | None) -> bool:
+    """Whether a run is there; one of another text is never taken for it."""
     if not path.is_file():
         return False
     found = load_run(path)
-    if found.config.get("text") != run_config(config, condition)["text"]:
+    if found.status == "finished" and found.config["text"].get("sha256") != text_sha256:
         raise ProlocError(f"{path} was made from another text; choose another folder with --out, or remove it.")
     return found.status == "finished"
 
@@ -272,7 +270,7 @@ def _work(folder: Path, config: StudyConfig, condition: Condition, seed: int) ->
             seed=seed,
             status="failed",
             error=f"{type(error).__name__}: {error}"[:2000],
-            config=run_config(config, condition),
+            config=run_config(config, condition, None),
             versions=versions(),
             machine=machine(),
             started=started.isoformat(timespec="seconds"),

@@ -1,5 +1,6 @@
 """Where a study's text comes from."""
 
+import hashlib
 import pydoc_data.topics
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def read_text(section: TextSection) -> str:
     if not text.strip():
         raise ProlocError(f"the text {source} is empty.")
     return text
+
+
+def digest(text: str) -> str:
+    """Fingerprint of a text, so that a folder notices when the file behind a name has changed."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_source(section: TextSection) -> str:
