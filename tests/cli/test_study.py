@@ -173,7 +173,7 @@ def test_results_of_another_configuration_or_text_are_never_mixed(study, tmp_pat
     out = tmp_path / "out"
     config = study_config.load_config(study)
     out.mkdir()
-    runner._prepare(config, out, runner._progress(runner.Console(quiet=True)))
+    runner._prepare(config, out, plan.check(config, out), runner._progress(runner.Console(quiet=True)))
     if old is None:
         (tmp_path / "text.txt").write_text(words + " And more.")
     else:

@@ -3,19 +3,22 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proloc.errors import ProlocError
 from proloc.study.config import StudyConfig
 from proloc.study.results import StudyRecord, load_study, save_record
 from proloc.study.text import digest, read_text
 
+if TYPE_CHECKING:  # importing it for real would import torch
+    from proloc.hf.models import ModelFacts
+
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 SPARE_BYTES = 200_000_000
 
 
-def check(config: StudyConfig, folder: Path) -> int:
-    """Everything that can be known before long work; the model's number of parameters.
+def check(config: StudyConfig, folder: Path) -> "ModelFacts":
+    """Everything that can be known before long work; what is known of the model.
 
     Raises:
         ProlocError: the model, the text, a schedule or the folder is not right; nothing was written.
@@ -33,7 +36,7 @@ def check(config: StudyConfig, folder: Path) -> int:
     for condition in config.conditions:
         condition.build().localities(facts.num_layers)
     _check_room(folder, facts.num_parameters)
-    return facts.num_parameters
+    return facts
 
 
 def comparable(config: StudyConfig) -> dict[str, Any]:

@@ -67,8 +67,7 @@ def prepare(config: StudyConfig) -> Prepared:
         enough = int(max(needed * context / (1 - share), context / share)) + 1
         raise ProlocError(
             f"the text has {ids.size} tokens; {needed} windows of {context} tokens to tune on and one held out need "
-            f"about {enough}: take a longer "
-            "text, a smaller context or a smaller batch."
+            f"about {enough}: take a longer text, a smaller context or a smaller batch."
         )
     wanted = config.text.max_held_out_windows
     if wanted is not None and wanted < len(held_out):

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -32,6 +32,9 @@ from proloc.study.results import (
     run_path,
     save_record,
 )
+
+if TYPE_CHECKING:  # importing it for real would import torch
+    from proloc.hf.models import ModelFacts
 
 # Weights, gradients and AdamW's two moments in fp32, and room for activations.
 BYTES_PER_PARAMETER = 16
@@ -69,10 +72,10 @@ def run_study(
     """
     console = console or Console(stderr=True)
     with console.status("checking the model, the text and the folder"):
-        parameters = check(config, folder)
+        facts = check(config, folder)
     with _only_one(folder), _progress(console) as progress:
         if not all((folder / name).is_file() for name in ("study.json", PREPARED_FILE)):
-            _prepare(config, folder, progress)
+            _prepare(config, folder, facts, progress)
         text_sha256 = extend_plan(config, folder).text.get("sha256")
         pending = [
             (condition, seed)
@@ -81,7 +84,7 @@ def run_study(
             if not _is_finished(run_path(folder, condition.name, seed), text_sha256)
         ]
         kept = len(config.conditions) * len(config.seeds) - len(pending)
-        processes = min(workers or _affordable_workers(parameters), max(len(pending), 1))
+        processes = min(workers or _affordable_workers(facts.num_parameters), max(len(pending), 1))
         failed = _run_all(config, folder, pending, processes, kept, progress)
     if not failed:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -105,28 +108,21 @@ def _only_one(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
-    from proloc.hf.models import model_facts
+def _prepare(config: StudyConfig, folder: Path, facts: "ModelFacts", progress: Progress) -> None:
+    """Store the windows and partitioners, and the plan with the unmodified model's measures where there is none yet."""
     from proloc.study.prepare import prepare, save_prepared
     from proloc.study.run import baseline, versions
     from proloc.study.text import describe_source
 
     bar = progress.add_task("preparing the text and its blocks", total=None)
     prepared = prepare(config)
-    folder.mkdir(parents=True, exist_ok=True)
     save_prepared(prepared, folder)
 
     def show(phase: str, done: int, total: int) -> None:
         progress.update(bar, description=f"{phase} the unmodified model", completed=done, total=total)
 
-    if (folder / "study.json").is_file():
-        progress.remove_task(bar)
-        return
-    metrics = baseline(config, prepared, show)
-    facts = model_facts(config.model)
-    save_record(
-        folder / "study.json",
-        StudyRecord(
+    if not (folder / "study.json").is_file():
+        record = StudyRecord(
             name=config.name,
             config=comparable(config),
             conditions=[condition.name for condition in config.conditions],
@@ -145,9 +141,9 @@ def _prepare(config: StudyConfig, folder: Path, progress: Progress) -> None:
                 "sha256": prepared.text_sha256,
             },
             versions=versions(),
-            baseline=metrics,
-        ),
-    )
+            baseline=baseline(config, prepared, show),
+        )
+        save_record(folder / "study.json", record)
     progress.remove_task(bar)
 
 
