@@ -135,13 +135,14 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(study, tmp_pat
 
 
 def test_lora_tunes_a_study(study, tmp_path):
-    edited(study, "steps = 4", "steps = 4\nlora_rank = 2\nsave_models = true")
+    edited(study, "steps = 4", "steps = 4\nlora_rank = 2")
+    edited(study, "[text]", "keep_models = true\n[text]")
     config, quintic = prepared(study, tmp_path / "out")
     result = run.run(tmp_path / "out", config, quintic, 0, silent)
     assert result.status == "finished"
     import proloc
 
-    model = proloc.from_pretrained(tmp_path / "out" / "models" / "quintic-seed0")
+    model = proloc.from_pretrained(tmp_path / "out" / "runs" / "quintic-seed0" / "model")
     measured = proloc.evaluate(model, prepare.load_prepared(tmp_path / "out").held_out)
     assert measured.perplexity == pytest.approx(result.metrics.perplexity, rel=1e-4)
 

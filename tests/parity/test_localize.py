@@ -1,8 +1,5 @@
 """A localised model is the base model at dial 0, hides what it says at dial 1, and never sees the future."""
 
-import copy
-import pickle
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -19,7 +16,6 @@ from transformers import (
 )
 
 import proloc
-from proloc.hf import find_state
 
 FAMILIES = ("gpt2", "llama", "mistral")
 BLOCKS = proloc.FixedBlocks(5)
@@ -186,34 +182,6 @@ def test_block_ids_given_to_generate_cover_the_prompt_and_continue():
     assert tokens[:, 8:].tolist() == full[:, 7:-1].argmax(-1).tolist()
 
 
-def test_a_saved_model_comes_back_with_its_locality(tmp_path):
-    model = localised(
-        "gpt2", schedule=proloc.Reversed(proloc.Polynomial(beta=3)), blocks=every_partitioner()["drift"], sinks=2
-    )
-    model.save_pretrained(tmp_path)
-    again, ids = proloc.from_pretrained(tmp_path, attention="reference"), random_ids(2, 30)
-    assert proloc.describe(again) == proloc.describe(model)
-    with torch.no_grad():
-        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-def test_a_folder_without_locality_is_refused(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(proloc.ProlocError, match="no locality setting"):
-        proloc.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_copies_are_localised_and_independent(how):
-    model, ids = localised(), random_ids(1, 20)
-    other = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
-    with torch.no_grad():
-        assert torch.equal(other(input_ids=ids).logits, model(input_ids=ids).logits)
-        with proloc.dial(other, 0.0):
-            assert find_state(model).dial == 1.0
-            assert not torch.equal(other(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
 def test_models_built_from_one_config_object_do_not_share_locality():
     config = tiny_model("gpt2").config
     first, second = (GPT2LMHeadModel(config) for _ in range(2))
@@ -325,23 +293,6 @@ def test_a_dial_turned_between_forward_and_recomputation_is_refused():
         loss = model(ids, labels=ids, use_cache=False).loss
     with pytest.raises(proloc.ProlocError, match=r"stood at 0.0 in the forward pass and at 1.0"):
         loss.backward()
-
-
-def test_saving_other_blocks_over_an_older_save_leaves_no_old_arrays(tmp_path):
-    model = localised(blocks=every_partitioner()["drift"])
-    model.save_pretrained(tmp_path)
-    proloc.set_dial(proloc.localize(model, proloc.Uniform(value=0.5), BLOCKS), 0.25)
-    model.save_pretrained(tmp_path)
-    assert not (tmp_path / "proloc.safetensors").exists()
-    assert proloc.describe(proloc.from_pretrained(tmp_path, attention="reference"))["dial"] == 0.25
-
-
-def test_the_arrays_come_from_where_the_model_comes_from(tmp_path):
-    model = localised(blocks=every_partitioner()["drift"])
-    model.save_pretrained(tmp_path / "sub")
-    again, ids = proloc.from_pretrained(tmp_path, subfolder="sub", attention="reference"), random_ids(2, 30)
-    with torch.no_grad():
-        assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_gpt2_with_upcast_attention_is_refused():

@@ -13,14 +13,16 @@ def check_backend(name: str) -> None:
         raise ProlocError(f"there is no attention {name!r}; choose one of {', '.join(get_args(Backend))}.")
 
 
-def select(requested: Backend, *, weights_wanted: bool) -> Literal["reference", "sdpa"]:
-    """Which path computes a layer: the reference when somebody wants its weights, else SDPA, unless one was asked for.
+def select(requested: Backend, *, weights_wanted: bool, softcap: bool) -> Literal["reference", "sdpa"]:
+    """Which path computes a layer: SDPA unless somebody wants its weights or it caps its scores, or one was asked for.
 
     Raises:
-        ProlocError: "sdpa" was asked for, but weights, fidelity or entropy are wanted.
+        ProlocError: "sdpa" was asked for, but weights, fidelity or entropy are wanted, or the layer caps its scores.
     """
     if requested == "sdpa" and weights_wanted:
         raise ProlocError("attention 'sdpa' has no weights to measure; localize with attention='auto' or 'reference'.")
+    if requested == "sdpa" and softcap:
+        raise ProlocError("attention 'sdpa' cannot cap scores; localize with attention='auto' or 'reference'.")
     if requested == "auto":
-        return "reference" if weights_wanted else "sdpa"
+        return "reference" if weights_wanted or softcap else "sdpa"
     return requested

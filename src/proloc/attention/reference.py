@@ -38,6 +38,7 @@ def attend(
     *,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Attended:
     """``softmax(scaling * Q K^T + log(retain) * away) V`` with every matrix written out.
 
@@ -51,9 +52,12 @@ def attend(
         retain: scalar in [0, 1].
         scaling: factor on the scores.
         dropout: probability of dropping a weight; 0 = none.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` before anything is hidden (Gemma 2); None = as is.
     """
     key, value = (repeat_heads(states, query.shape[1]) for states in (key, value))
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(relation == HIDDEN, torch.finfo(scores.dtype).min)
     precision = torch.promote_types(scores.dtype, torch.float32)
     undialled = torch.softmax(scores, dim=-1, dtype=precision)

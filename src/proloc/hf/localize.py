@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from proloc.attention import Backend
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
 from proloc.hf import persistence, routing
+from proloc.hf.card import save_card
 from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
 from proloc.locality import Layout
 from proloc.schedule import Schedule
@@ -48,7 +50,7 @@ def localize(
     Raises:
         ProlocError: an architecture that cannot be localised, a schedule that does not fit it, a bad argument.
     """
-    layers = _attention_layers(model)
+    layers = attention_layers(model)
     if layers[0].__dict__.get(ATTRIBUTE) is not model.__dict__.get(ATTRIBUTE):
         raise ProlocError(
             f"this {type(model).__name__} is part of a localised model; localize the whole model instead."
@@ -61,13 +63,13 @@ def localize(
         raise ProlocError(f"{type(model).__name__} did not accept another attention; it cannot be localised.")
     for module in [model, *layers]:
         module.__dict__[ATTRIBUTE] = state
-    model.config.proloc = persistence.setting(state)
+    persistence.enter_setting(model.config, state)
     if not isinstance(model, LocalisedModel):
         model.__class__ = _localised_class(type(model))  # type: ignore[arg-type]
     return model
 
 
-def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
+def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The attention module of every layer, or a ProlocError that says why this architecture is refused."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -114,8 +116,14 @@ def _own_config(model: PreTrainedModel) -> None:
 class LocalisedModel:
     """Mixed into the class of a localised model: computes the blocks, then runs the model as it is."""
 
+    @functools.partial(torch.compiler.disable, recursive=False)
     def forward(self, *args: Any, block_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """The model's own forward, with ``block_ids [batch, past + seq]`` as one more argument."""
+        if getattr(self, "_is_replica", False):
+            raise ProlocError(
+                "torch.nn.DataParallel runs copies of a localised model that share one recorder; use "
+                "DistributedDataParallel."
+            )
         signature = inspect.signature(super().forward)  # type: ignore[misc]
         given = signature.bind_partial(*args, **kwargs)
         arguments = {**given.arguments.pop("kwargs", {}), **given.arguments}
@@ -123,7 +131,10 @@ class LocalisedModel:
         state.recorder.clear()
         state.forward_dial = state.dial
         state.weights_asked_for = bool(arguments.get("output_attentions"))
-        token = current_layout.set(_layout(state, block_ids, arguments))
+        use_cache = arguments.get("use_cache")
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", False)  # type: ignore[attr-defined]
+        token = current_layout.set(_layout(state, block_ids, arguments, use_cache=use_cache))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -143,6 +154,12 @@ class LocalisedModel:
             if missing < 0:
                 raise ProlocError(f"block_ids cover {block_ids.shape[1]} tokens; the prompt has {input_ids.shape[1]}.")
             block_ids = torch.cat([block_ids, block_ids[:, -1:].expand(-1, missing)], dim=1)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > input_ids.shape[1]:
+            raise ProlocError(
+                f"the attention mask covers {mask.shape[1]} tokens, but only {input_ids.shape[1]} were given, so their "
+                "blocks cannot be computed: leave prefill_chunk_size out, and continue a cache with the whole text."
+            )
         state: LocalityState = self.__dict__[ATTRIBUTE]
         layout = state.layout(input_ids, block_ids, _valid(kwargs.get("attention_mask"), input_ids), None)
         token = current_layout.set(layout)
@@ -152,13 +169,29 @@ class LocalisedModel:
             current_layout.reset(token)
         return {**prepared, "block_ids": layout.block_ids}
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """The model's own saving, with the setting as it is now and the partitioner's arrays beside it."""
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """The model's own saving, with the setting as it is now, the partitioner's arrays and a model card."""
+        self._save_beside(save_directory, is_main_process)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Any, **kwargs: Any) -> Any:
+        # transformers has just written a card of its own, and would leave out what is older than its part of the save.
+        self._save_beside(working_dir, True)
+        older = {file: time for file, time in files_timestamps.items() if file not in persistence.OUR_FILES}
+        return super()._upload_modified_files(working_dir, repo_id, older, **kwargs)  # type: ignore[misc]
+
+    def _save_beside(self, folder: Any, is_main_process: bool) -> None:
         state: LocalityState = self.__dict__[ATTRIBUTE]
-        self.config.proloc = persistence.setting(state)  # type: ignore[attr-defined]
-        if kwargs.get("is_main_process", True):
-            persistence.save_tensors(state, save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        persistence.enter_setting(self.config, state, self.config.proloc["figures"])  # type: ignore[attr-defined]
+        if getattr(self, "_hf_peft_config_loaded", False):
+            warnings.warn(
+                f"transformers saves only the adapter; its locality is that of the model it is made for, "
+                f"{self.name_or_path!r}, which must be a saved localised model.",  # type: ignore[attr-defined]
+                stacklevel=3,
+            )
+        elif is_main_process:
+            persistence.save_tensors(state, folder)
+            save_card(self, folder)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The dynamic class cannot be found by name, so pickle the base class and swap when loading.
@@ -180,17 +213,22 @@ def _localised_class(base: Any) -> Any:
     positional = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     variable = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
+    # torch.compile passes over this frame and the blocks, and compiles the model itself.
+    @functools.partial(torch.compiler.disable, recursive=False)
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return LocalisedModel.forward(self, *args, **kwargs)
 
     # Trainer's column filter, find_labels and generate's argument check all read the signature.
-    forward.__signature__ = signature.replace(parameters=[*positional, block_ids, *variable])  # type: ignore[attr-defined]
+    forward.__signature__ = signature.replace(parameters=[*positional, block_ids, *variable])
     cls.forward = forward
     return cls
 
 
-def _layout(state: LocalityState, block_ids: Tensor | None, arguments: dict[str, Any]) -> Layout:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _layout(
+    state: LocalityState, block_ids: Tensor | None, arguments: dict[str, Any], *, use_cache: bool
+) -> Layout:
     """Blocks and sinks for one forward pass, from what the caller passed."""
     input_ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
     cache, positions = arguments.get("past_key_values"), arguments.get("position_ids")
@@ -209,6 +247,11 @@ def _layout(state: LocalityState, block_ids: Tensor | None, arguments: dict[str,
     if mask is None and cache is None and positions is not None and given is not None:
         packed = find_packed_sequence_indices(positions.expand(given.shape[0], -1))
         if packed is not None:
+            if use_cache:
+                raise ProlocError(
+                    "position_ids say that rows hold several packed sequences, which transformers keeps apart only "
+                    "without a cache: pass use_cache=False."
+                )
             starts = torch.diff(packed, dim=1, prepend=packed[:, :1] - 1) != 0
     reference = block_ids if block_ids is not None else input_ids
     valid = _valid(mask, reference) if reference is not None else None

@@ -29,7 +29,8 @@ def model_facts(name: str) -> ModelFacts:
     Raises:
         ProlocError: no such model, or one that cannot be localised.
     """
-    config = _load(AutoConfig, name)
+    # A saved localised model asks for the attention "proloc" so that plain loading stops; here it is meant.
+    config = _load(AutoConfig, name, attn_implementation=None)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -53,7 +54,7 @@ def load_tokenizer(name: str) -> Any:
 
 def load_model(name: str) -> PreTrainedModel:
     """The model with fp32 weights, as it is."""
-    model: PreTrainedModel = _load(AutoModelForCausalLM, name, dtype=torch.float32)
+    model: PreTrainedModel = _load(AutoModelForCausalLM, name, dtype=torch.float32, attn_implementation=None)
     return model
 
 

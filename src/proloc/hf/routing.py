@@ -20,9 +20,19 @@ from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
 from proloc.locality import Layout, relate
 
 NAME = "proloc"
+NOT_LOCALISED = (
+    "a part of a localised model was called by itself, or a saved one was loaded without its locality: call the model "
+    "that localize() returned, and load a saved one with proloc.from_pretrained(folder), or, for the plain model, with "
+    "attn_implementation='sdpa'."
+)
 
-# Arguments that change what attention means; each is refused until it is implemented: ignored, it gives wrong logits.
-UNSUPPORTED = ("softcap", "s_aux", "position_bias", "indices")
+# Arguments that reach an attention function and leave what it means as it is, or are already in the mask. Any other one
+# is refused: ignored, it could give wrong logits in silence (attention sinks, position biases, sparse indices ...).
+HARMLESS = {
+    "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "num_items_in_batch",
+    "output_attentions", "output_hidden_states", "output_router_logits", "past_key_values", "position_embeddings",
+    "position_ids", "sliding_window", "use_cache",
+}  # fmt: skip
 
 
 def relation_mask(
@@ -41,9 +51,9 @@ def relation_mask(
     Raises:
         ProlocError: the model's layers were called without going through the localised model.
     """
-    layout = current_layout.get()
+    layout = _current_layout()
     if layout is None:
-        raise ProlocError("a part of a localised model was called by itself; call the model that localize() returned.")
+        raise ProlocError(NOT_LOCALISED)
     visible = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -58,6 +68,11 @@ def relation_mask(
     )
     positions = torch.arange(q_length, device=device) + q_offset - kv_offset
     return relate(_key_window(layout, kv_offset, kv_length), positions, visible)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _current_layout() -> Layout | None:
+    return current_layout.get()
 
 
 def _key_window(layout: Layout, start: int, length: int) -> Layout:
@@ -92,26 +107,35 @@ def dialled_attention(
         raise ProlocError(
             "a localised model takes 2D attention masks [batch, seq] only, not one prepared by the caller."
         )
-    refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    softcap = kwargs.pop("softcap", None)
+    if kwargs.pop("is_causal", None) is False:
+        raise ProlocError(
+            "is_causal=False asks for attention to later tokens; a localised model reads earlier ones only."
+        )
+    refused = sorted(name for name in kwargs.keys() - HARMLESS if kwargs[name] is not None)
     if refused:
         raise ProlocError(
-            f"{type(module).__name__} needs {', '.join(refused)} in its attention, which proloc does not do."
+            f"{type(module).__name__} was given {', '.join(refused)}, and proloc does not know what that does to its "
+            "attention: if it is an argument of yours, leave it out; otherwise this architecture cannot be localised."
         )
-    state: LocalityState = module.__dict__[ATTRIBUTE]
+    state: LocalityState | None = module.__dict__.get(ATTRIBUTE)
+    if state is None:
+        raise ProlocError(NOT_LOCALISED)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if current_layout.get() is None and state.dial != state.forward_dial:
+    recomputed = not torch.compiler.is_compiling() and current_layout.get() is None
+    if recomputed and state.dial != state.forward_dial:
         raise ProlocError(
             f"the dial stood at {state.forward_dial} in the forward pass and at {state.dial} when checkpointing "
             "computed a layer again; call backward() inside the same `with dial(...)`."
         )
     recorder = state.recorder
     recorded = recorder.wants(state.localities[layer])
-    backend = select(state.backend, weights_wanted=recorded or state.weights_asked_for)
+    backend = select(state.backend, weights_wanted=recorded or state.weights_asked_for, softcap=softcap is not None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     arguments = (query, key, value, attention_mask, state.retain[layer])
     if backend == "sdpa":
         return sdpa.attend(*arguments, scaling=scaling, dropout=dropout), None
-    attended = reference.attend(*arguments, scaling=scaling, dropout=dropout)
+    attended = reference.attend(*arguments, scaling=scaling, dropout=dropout, softcap=softcap)
     if recorded:
         # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
         recorder.record(layer, attended, attention_mask)

@@ -96,8 +96,6 @@ class TrainingSection(Section):
     twentieth of the run); None = every tenth of the run."""
     report_to: list[str] = []
     """Trackers of transformers' Trainer, for example ["tensorboard"]."""
-    save_models: bool = False
-    """Keep every tuned model under ``models/``."""
 
 
 class PenaltySection(Section):
@@ -164,6 +162,8 @@ class StudyConfig(Section):
     sinks: int = Field(default=1, ge=0)
     """That many first tokens of a window can always be read."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
+    keep_models: bool = False
+    """Keep the tuned model of every run, with tokenizer and model card, in ``runs/<condition>-seed<seed>/model``."""
     conditions: list[Condition] = list(STANDARD_CONDITIONS.values())
     """Names of standard conditions, or tables of your own; "distributed" is always needed, as the reference."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from proloc.errors import ProlocError
 from proloc.study.config import StudyConfig
-from proloc.study.results import StudyRecord, load_study, save_record
+from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
 from proloc.study.text import digest, read_text
 
 if TYPE_CHECKING:  # importing it for real would import torch
@@ -15,6 +15,11 @@ if TYPE_CHECKING:  # importing it for real would import torch
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 SPARE_BYTES = 200_000_000
+# A kept model: fp32 weights, and room for its tokenizer and the partitioner's arrays.
+KEPT_BYTES_PER_PARAMETER = 4
+KEPT_BYTES = 40_000_000
+# Keys that change no result: a folder may be continued with another value, and older ones have other keys.
+FREE_KEYS = {"keep_models", "training.save_models"}
 
 
 def check(config: StudyConfig, folder: Path) -> "ModelFacts":
@@ -35,8 +40,13 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
         )
     for condition in config.conditions:
         condition.build().localities(facts.num_layers)
-    _check_room(folder, facts.num_parameters)
+    _check_room(folder, facts.num_parameters, _models_to_keep(config, folder))
     return facts
+
+
+def model_folder(folder: Path, condition: str, seed: int) -> Path:
+    """Where a study keeps the tuned model of a run."""
+    return folder / "runs" / run_name(condition, seed) / "model"
 
 
 def comparable(config: StudyConfig) -> dict[str, Any]:
@@ -54,7 +64,7 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
 def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str, folder: Path) -> None:
     """Results of another configuration or text are never mixed in; more seeds or conditions are welcome."""
     ours, theirs = comparable(config), found.config
-    keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")}
+    keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")} - FREE_KEYS
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
     changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))
     if not changed and found.text.get("sha256", text_sha256) != text_sha256:
@@ -82,14 +92,36 @@ def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
     return wider
 
 
-def _check_room(folder: Path, parameters: int) -> None:
+def _models_to_keep(config: StudyConfig, folder: Path) -> int:
+    """How many models are still to be kept; a finished run whose model is gone cannot give it any more."""
+    if not config.keep_models:
+        return 0
+    missing = [
+        (condition.name, seed)
+        for condition in config.conditions
+        for seed in config.seeds
+        if not model_folder(folder, condition.name, seed).is_dir()
+    ]
+    lost = [run_path(folder, *run) for run in missing if run_path(folder, *run).is_file()]
+    lost = [path for path in lost if load_run(path).status == "finished"]
+    if lost:
+        raise ProlocError(
+            f"keep_models: {', '.join(path.stem for path in lost)} finished without their models being kept; choose "
+            f"another folder with --out, or delete their files in {lost[0].parent} to have them run again."
+        )
+    return len(missing)
+
+
+def _check_room(folder: Path, parameters: int, models: int) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ProlocError(f"cannot write results to {folder}: {existing} is not a folder one may write to.")
     needed = SPARE_BYTES + 2 * CHECKPOINT_BYTES_PER_PARAMETER * parameters
+    needed += models * (KEPT_BYTES + KEPT_BYTES_PER_PARAMETER * parameters)
+    kept = f" and the {models} models to keep" if models else ""
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ProlocError(
-            f"{existing} has {free / 1e9:.1f} GB free; checkpoints of this model need {needed / 1e9:.1f} GB. "
+            f"{existing} has {free / 1e9:.1f} GB free; checkpoints of this model{kept} need {needed / 1e9:.1f} GB. "
             "Make room or choose another disk with --out."
         )

@@ -21,10 +21,12 @@ import proloc
 from proloc.errors import ProlocError
 from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
+from proloc.hf.card import add_figures
 from proloc.hf.models import load_model, load_tokenizer
 from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
 from proloc.study.config import Condition, StudyConfig
+from proloc.study.plan import model_folder
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
     Metrics,
@@ -36,6 +38,7 @@ from proloc.study.results import (
     TrainingPoint,
     run_name,
 )
+from proloc.study.text import describe_source
 from proloc.training import LocalityTrainer
 
 SAMPLE_TOKENS = 112
@@ -93,8 +96,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     )
     if not math.isfinite(result.loss):
         raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
-    if config.training.save_models:
-        tuned.save_pretrained(folder / "models" / run_name(condition.name, seed))
+    if config.keep_models:
+        _keep(model_folder(folder, condition.name, seed), config, condition, seed, tuned, result)
     return RunResult(
         study=config.name,
         condition=condition.name,
@@ -175,6 +178,20 @@ def _tune(
     ]
     shutil.rmtree(checkpoints, ignore_errors=True)
     return (trainable.merge_and_unload() if training.lora_rank else model), log
+
+
+def _keep(
+    folder: Path, config: StudyConfig, condition: Condition, seed: int, tuned: PreTrainedModel, result: Evaluation
+) -> None:
+    """Save a tuned model with its tokenizer and card; the folder is whole or not there."""
+    text = f"{describe_source(config.text)}, held-out part"
+    add_figures(tuned, result, text=text, how=f"study {config.name}, {condition.name}, seed {seed}")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tuned.save_pretrained(partial)
+    load_tokenizer(config.model).save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was made again
+    partial.rename(folder)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

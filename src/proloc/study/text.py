@@ -1,11 +1,11 @@
 """Where a study's text comes from."""
 
 import hashlib
-import pydoc_data.topics
 from pathlib import Path
 
 from proloc.errors import ProlocError
 from proloc.study.config import TextSection
+from proloc.text import builtin_text, read_file
 
 
 def read_text(section: TextSection) -> str:
@@ -15,11 +15,11 @@ def read_text(section: TextSection) -> str:
         ProlocError: no such file or dataset, not UTF-8, no such column, or nothing in it.
     """
     if section.file is not None:
-        text, source = _read_file(Path(section.file)), section.file
+        text, source = read_file(Path(section.file)), section.file
     elif section.dataset is not None:
         text, source = _read_dataset(section), section.dataset
     else:
-        text, source = "\n\n".join(pydoc_data.topics.topics.values()), "pydoc"
+        text, source = builtin_text(), "pydoc"
     if not text.strip():
         raise ProlocError(f"the text {source} is empty.")
     return text
@@ -38,15 +38,6 @@ def describe_source(section: TextSection) -> str:
         parts = (section.dataset, section.dataset_config, section.split)
         return "/".join(part for part in parts if part)
     return "the topics of Python's own documentation (pydoc_data.topics)"
-
-
-def _read_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ProlocError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error
-    except (OSError, ValueError) as error:
-        raise ProlocError(f"cannot read the text {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _read_dataset(section: TextSection) -> str:

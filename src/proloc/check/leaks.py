@@ -1,0 +1,41 @@
+"""What must not matter: later tokens, and at dial 1 other blocks."""
+
+import torch
+
+from proloc.check.finding import Outcome, difference, worst
+from proloc.check.subject import HARD, Subject
+
+# Rounding may differ where a changed token changes the shapes inside a layer (experts); a leak is far larger.
+LIMIT = 1e-6
+
+
+def future(subject: Subject) -> Outcome:
+    """Changing every token from the middle on moves no logit before it, at any dial and with either attention."""
+    middle = subject.length // 2
+    changed = subject.changed(range(middle, subject.length))
+    errors = []
+    for attention in ("auto", "reference"):
+        for position in (0.5, 1.0):
+            before, after = (
+                subject.logits(subject.twin(attention=attention), position, ids) for ids in (subject.ids, changed)
+            )
+            errors.append(difference(after[:, :middle], before[:, :middle]))
+            if torch.equal(after[:, middle:], before[:, middle:]):
+                return Outcome(verdict="FAILED", note="the changed tokens did not change their own logits either")
+    return Outcome(worst(errors), LIMIT)
+
+
+def other_blocks(subject: Subject) -> Outcome:
+    """All layers hard, dial 1: changing one token moves no logit outside its own block."""
+    block_ids = subject.blocks(subject.ids)
+    errors = []
+    for place in {subject.sinks, subject.length // 2}:
+        changed = subject.changed([place])
+        away = block_ids != block_ids[:, place : place + 1]
+        for attention in ("auto", "reference"):
+            twin = subject.twin(HARD, attention)
+            before, after = (subject.logits(twin, 1.0, ids, block_ids=block_ids) for ids in (subject.ids, changed))
+            errors.append(difference(after[away], before[away]))
+            if torch.equal(after[~away], before[~away]):
+                return Outcome(verdict="FAILED", note="the changed token did not change the logits of its own block")
+    return Outcome(worst(errors), LIMIT)

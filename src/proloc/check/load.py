@@ -1,0 +1,63 @@
+"""A user's model and text as the subject of a check."""
+
+import os
+
+import torch
+from transformers import AutoConfig
+
+from proloc.blocks import Partitioner, SentenceBlocks
+from proloc.check.subject import Subject
+from proloc.errors import ProlocError
+from proloc.hf import find_state, from_pretrained
+from proloc.hf.models import load_model, load_tokenizer, model_facts
+from proloc.model_store import resolve
+
+# The model in float32, the oracle in float64, a copy in bfloat16, and something to work with.
+BYTES_PER_PARAMETER = 16
+FEWEST_BLOCKS = 3
+
+
+def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
+    """Load a model and cut two pieces from a text.
+
+    A model that was saved with a locality is checked with its own partitioner and sinks, another one with sentence
+    blocks and one sink.
+
+    Args:
+        name: as for ``model_store.resolve``.
+        text: long enough for two pieces.
+        tokens: length of a piece.
+
+    Raises:
+        ProlocError: no such model, one that cannot be localised or does not fit into memory, or a text that is too
+            short or has too few blocks.
+    """
+    facts = model_facts(name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if facts.num_parameters * BYTES_PER_PARAMETER > memory:
+        raise ProlocError(
+            f"checking {name} against float64 needs about {facts.num_parameters * BYTES_PER_PARAMETER / 1e9:.0f} GB of "
+            f"memory, and this machine has {memory / 1e9:.0f}; check a smaller model of the same architecture."
+        )
+    if facts.max_context is not None and 3 * tokens > facts.max_context:
+        raise ProlocError(f"--tokens is {tokens}; {name} takes at most {facts.max_context // 3}.")
+    ids = torch.tensor(load_tokenizer(name)(text)["input_ids"])
+    if len(ids) < 2 * tokens:
+        raise ProlocError(f"the text has {len(ids)} tokens; a check needs {2 * tokens}.")
+    half = len(ids) // 2
+    blocks, sinks = _locality(name)
+    subject = Subject(load_model(name), blocks, torch.stack([ids[:tokens], ids[half : half + tokens]]), sinks)
+    fewest = min(len(set(row)) for row in blocks(subject.ids).tolist())
+    if fewest < FEWEST_BLOCKS:
+        raise ProlocError(
+            f"a piece of {tokens} tokens of this text has {fewest} blocks; give more --tokens or a text with shorter "
+            "blocks, so that there is something away."
+        )
+    return subject
+
+
+def _locality(name: str) -> tuple[Partitioner, int]:
+    if getattr(AutoConfig.from_pretrained(resolve(name)), "proloc", None) is None:
+        return SentenceBlocks(load_tokenizer(name)), 1
+    state = find_state(from_pretrained(resolve(name)))
+    return state.blocks, state.sinks

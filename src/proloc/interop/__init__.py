@@ -1,0 +1,1 @@
+"""Bridges to tools that run a model's attention themselves, and would leave its locality out in silence."""
