@@ -188,7 +188,7 @@ def test_the_conclusion_names_what_failed():
 def test_the_command_checks_a_folder_and_prints_json(model_folder, capsys, words, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(words)
-    code = cli.main(["check", str(model_folder), "--text", str(text), "--tokens", "20", "--json"])
+    code = cli.main(["check", str(model_folder), "--text", str(text), "--tokens", "44", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["passed"]
@@ -198,7 +198,7 @@ def test_the_command_checks_a_folder_and_prints_json(model_folder, capsys, words
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokens", "10"], "at least 16 tokens"),
+        (["--tokens", "10"], "a check needs 16 or more"),
         (["--tokens", "90"], "--tokens is 90"),
         (["--text", "nowhere.txt"], "cannot read the text nowhere.txt"),
     ],

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig
 
 from proloc.blocks import Partitioner, SentenceBlocks
-from proloc.check.subject import Subject
+from proloc.check.subject import FEWEST_TOKENS, Subject
 from proloc.errors import ProlocError
 from proloc.hf import find_state, from_pretrained
 from proloc.hf.models import load_model, load_tokenizer, model_facts
@@ -15,13 +15,14 @@ from proloc.model_store import resolve
 # The model in float32, the oracle in float64, a copy in bfloat16, and something to work with.
 BYTES_PER_PARAMETER = 16
 FEWEST_BLOCKS = 3
+ROOM = 16  # tokens, for padding and what is generated
 
 
 def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
     """Load a model and cut two pieces from a text.
 
-    A model that was saved with a locality is checked with its own partitioner and sinks, another one with sentence
-    blocks and one sink.
+    A model that was saved with a locality is checked with its own partitioner and sinks, another one with one sink and
+    blocks of sentences, cut so that a piece has at least four.
 
     Args:
         name: as for ``model_store.resolve``.
@@ -32,6 +33,8 @@ def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
         ProlocError: no such model, one that cannot be localised or does not fit into memory, or a text that is too
             short or has too few blocks.
     """
+    if tokens < FEWEST_TOKENS:
+        raise ProlocError(f"--tokens is {tokens}; a check needs {FEWEST_TOKENS} or more.")
     facts = model_facts(name)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if facts.num_parameters * BYTES_PER_PARAMETER > memory:
@@ -39,13 +42,13 @@ def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
             f"checking {name} against float64 needs about {facts.num_parameters * BYTES_PER_PARAMETER / 1e9:.0f} GB of "
             f"memory, and this machine has {memory / 1e9:.0f}; check a smaller model of the same architecture."
         )
-    if facts.max_context is not None and 3 * tokens > facts.max_context:
-        raise ProlocError(f"--tokens is {tokens}; {name} takes at most {facts.max_context // 3}.")
+    if facts.max_context is not None and tokens + ROOM > facts.max_context:
+        raise ProlocError(f"--tokens is {tokens}; {name} takes at most {facts.max_context - ROOM}.")
     ids = torch.tensor(load_tokenizer(name)(text)["input_ids"])
     if len(ids) < 2 * tokens:
         raise ProlocError(f"the text has {len(ids)} tokens; a check needs {2 * tokens}.")
     half = len(ids) // 2
-    blocks, sinks = _locality(name)
+    blocks, sinks = _locality(name, tokens)
     subject = Subject(load_model(name), blocks, torch.stack([ids[:tokens], ids[half : half + tokens]]), sinks)
     fewest = min(len(set(row)) for row in blocks(subject.ids).tolist())
     if fewest < FEWEST_BLOCKS:
@@ -56,8 +59,8 @@ def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
     return subject
 
 
-def _locality(name: str) -> tuple[Partitioner, int]:
+def _locality(name: str, tokens: int) -> tuple[Partitioner, int]:
     if getattr(AutoConfig.from_pretrained(resolve(name)), "proloc", None) is None:
-        return SentenceBlocks(load_tokenizer(name)), 1
+        return SentenceBlocks(load_tokenizer(name), min_length=4, max_length=tokens // 4), 1
     state = find_state(from_pretrained(resolve(name)))
     return state.blocks, state.sinks

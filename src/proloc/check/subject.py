@@ -20,6 +20,7 @@ from proloc.hf.localize import attention_layers
 from proloc.locality import mark_sinks
 from proloc.schedule import Polynomial, Schedule, Uniform
 
+FEWEST_TOKENS = 16
 DIALS = (0.0, 0.5, 1.0)
 # Every layer its own locality, so that a mixed-up layer shows; and every layer hard, so that any leak shows.
 GRADED: Schedule = Polynomial(beta=1)
@@ -45,8 +46,10 @@ class Subject:
     _expected: dict[float, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.ids.dim() != 2 or self.ids.shape[0] != 2 or self.ids.shape[1] < 16:
-            raise ProlocError(f"a check needs two texts of at least 16 tokens each; got {tuple(self.ids.shape)}.")
+        if self.ids.dim() != 2 or self.ids.shape[0] != 2 or self.ids.shape[1] < FEWEST_TOKENS:
+            raise ProlocError(
+                f"a check needs two texts of at least {FEWEST_TOKENS} tokens each; got {tuple(self.ids.shape)}."
+            )
         self.stock.set_attn_implementation("eager")
         self.stock.eval()
 

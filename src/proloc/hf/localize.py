@@ -226,9 +226,7 @@ def _localised_class(base: Any) -> Any:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _layout(
-    state: LocalityState, block_ids: Tensor | None, arguments: dict[str, Any], *, use_cache: bool
-) -> Layout:
+def _layout(state: LocalityState, block_ids: Tensor | None, arguments: dict[str, Any], *, use_cache: bool) -> Layout:
     """Blocks and sinks for one forward pass, from what the caller passed."""
     input_ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
     cache, positions = arguments.get("past_key_values"), arguments.get("position_ids")
