@@ -1,6 +1,14 @@
 """Sphinx configuration."""
 
+import sys
+from pathlib import Path
+
 from proloc import __version__
+
+sys.path.insert(0, str(Path(__file__).parent))
+from exact_table import write_tables
+
+write_tables()
 
 project = "proloc"
 author = "The proloc developers"
@@ -12,6 +20,6 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = "proloc"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_generated"]
 suppress_warnings = ["myst.xref_missing"]
 nitpicky = False
