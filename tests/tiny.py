@@ -28,7 +28,14 @@ def tiny_model(family: str = "llama", layers: int = 3, seed: int = 0, attention:
     }
     if family == "gpt2":
         config = GPT2Config(
-            n_embd=32, n_layer=layers, n_head=4, n_positions=96, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common
+            n_embd=32,
+            n_layer=layers,
+            n_head=4,
+            n_positions=96,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
         )
         model = GPT2LMHeadModel(config)
     else:

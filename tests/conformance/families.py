@@ -23,9 +23,9 @@ _GPT2 = {
     "n_layer": 3,
     "n_head": 4,
     "n_positions": 128,
-    "resid_pdrop": 0,
-    "embd_pdrop": 0,
-    "attn_pdrop": 0,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
 }
 
 # name -> (model_type, settings)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import proloc
-from proloc.interop.transformer_lens import locality_hooks
+from proloc.interop.transformer_lens import locality_hooks, release_attention
 
 pytestmark = pytest.mark.slow
 lens = pytest.importorskip(
@@ -32,7 +32,7 @@ def bridged(family):
     bridge = lens.TransformerBridge.boot_transformers(
         "tiny", hf_model=copy.deepcopy(model), tokenizer=tokenizer, device="cpu"
     )
-    bridge.original_model.set_attn_implementation("eager")
+    release_attention(bridge)
     return model, bridge
 
 

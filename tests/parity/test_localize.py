@@ -219,6 +219,15 @@ def test_checkpointing_changes_no_gradient_of_loss_plus_fidelity():
     [
         (lambda m, ids: m.model(ids), "a part of a localised model was called by itself"),
         (lambda m, ids: m(ids, attention_mask=torch.zeros(1, 1, 12, 12)), "2D attention masks"),
+        (lambda m, ids: m(ids, position_ids=torch.arange(6).repeat(2)[None]), "pass use_cache=False"),
+        (lambda m, ids: m(ids, is_causal=False), "is_causal=False"),
+        (lambda m, ids: m(ids, position_bias=torch.zeros(1)), "was given position_bias"),
+        (lambda m, ids: m.generate(ids, prefill_chunk_size=4, max_new_tokens=2), "leave prefill_chunk_size out"),
+        (lambda m, ids: m._replicate_for_data_parallel()(ids), "DistributedDataParallel"),
+        (
+            lambda m, ids: m.set_attn_implementation("eager") or m(ids),
+            "leaves its locality out",
+        ),
         (lambda m, ids: m(inputs_embeds=torch.zeros(1, 12, 32)), "pass block_ids"),
         (lambda m, ids: m(ids, block_ids=torch.zeros(1, 5, dtype=torch.long)), r"\[batch, past \+ seq\] = \(1, 12\)"),
         (lambda m, ids: m(ids[:, -1:], past_key_values=m(ids[:, :-1]).past_key_values), "the cache holds 11 tokens"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -159,14 +160,6 @@ def test_asking_for_another_attention_gives_the_plain_model(tmp_path, family):
     )
 
 
-def test_a_configuration_saved_by_itself_is_guarded_too(tmp_path):
-    model = localised()
-    model.config.save_pretrained(tmp_path)
-    save_file({name: value.clone() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
-    assert AutoConfig.from_pretrained(tmp_path)._attn_implementation == "proloc"
-    assert proloc.describe(again(tmp_path)) == proloc.describe(model)
-
-
 def test_a_plain_model_that_was_made_on_purpose_can_be_localised_again(tmp_path):
     localised().save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
@@ -229,6 +222,8 @@ def pushed(monkeypatch):
     def create_commit(**kwargs):
         uploads.append({each.path_in_repo: Path(each.path_or_fileobj).read_bytes() for each in kwargs["operations"]})
 
+    if not hasattr(transformers.utils.hub, "hf_api"):
+        pytest.skip("older versions of transformers talk to the Hub in another way")
     api = SimpleNamespace(
         create_repo=lambda repo_id, **_: SimpleNamespace(repo_id=repo_id), create_commit=create_commit
     )

@@ -128,6 +128,12 @@ class LocalisedModel:
         given = signature.bind_partial(*args, **kwargs)
         arguments = {**given.arguments.pop("kwargs", {}), **given.arguments}
         state: LocalityState = self.__dict__[ATTRIBUTE]
+        attention = self.config._attn_implementation  # type: ignore[attr-defined]
+        if attention != routing.NAME and not state.attention_released:
+            raise ProlocError(
+                f"the attention of this localised model was set to {attention!r}, which leaves its locality out; "
+                'call set_attn_implementation("proloc"), or turn the dial to 0 for the unmodified model.'
+            )
         state.recorder.clear()
         state.forward_dial = state.dial
         state.weights_asked_for = bool(arguments.get("output_attentions"))
@@ -154,11 +160,12 @@ class LocalisedModel:
             if missing < 0:
                 raise ProlocError(f"block_ids cover {block_ids.shape[1]} tokens; the prompt has {input_ids.shape[1]}.")
             block_ids = torch.cat([block_ids, block_ids[:, -1:].expand(-1, missing)], dim=1)
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > input_ids.shape[1]:
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if past >= input_ids.shape[1]:
             raise ProlocError(
-                f"the attention mask covers {mask.shape[1]} tokens, but only {input_ids.shape[1]} were given, so their "
-                "blocks cannot be computed: leave prefill_chunk_size out, and continue a cache with the whole text."
+                f"the cache holds {past} tokens, but only {input_ids.shape[1]} were given, so their blocks cannot be "
+                "computed: leave prefill_chunk_size out, and continue a cache with the whole text."
             )
         state: LocalityState = self.__dict__[ATTRIBUTE]
         layout = state.layout(input_ids, block_ids, _valid(kwargs.get("attention_mask"), input_ids), None)
@@ -172,7 +179,8 @@ class LocalisedModel:
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """The model's own saving, with the setting as it is now, the partitioner's arrays and a model card."""
         self._save_beside(save_directory, is_main_process)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
+        with persistence.asking_for_our_attention(self.config):  # type: ignore[attr-defined]
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Any, **kwargs: Any) -> Any:
         # transformers has just written a card of its own, and would leave out what is older than its part of the save.

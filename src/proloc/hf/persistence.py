@@ -9,6 +9,8 @@ locality in silence; naming another attention gives that model on purpose. How t
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +82,7 @@ class Setting(Part):
 
 
 def enter_setting(config: PreTrainedConfig, state: LocalityState, figures: list[dict[str, Any]] | None = None) -> None:
-    """Write the setting as it is now, and the attention it needs, into a model's configuration.
+    """Write the setting as it is now into a model's configuration.
 
     Args:
         config: changed in place; a base model it already names is kept.
@@ -102,7 +104,16 @@ def enter_setting(config: PreTrainedConfig, state: LocalityState, figures: list[
         dial=state.dial,
         figures=[Figure(**figure) for figure in figures or []],
     ).model_dump()
+
+
+@contextmanager
+def asking_for_our_attention(config: PreTrainedConfig) -> Iterator[None]:
+    """What is saved inside asks for the attention "proloc"; the living configuration does not, as others copy it."""
     config.attn_implementation = NAME
+    try:
+        yield
+    finally:
+        del config.attn_implementation
 
 
 def read_setting(data: Any, name: str) -> Setting:

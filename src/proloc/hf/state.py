@@ -81,6 +81,7 @@ class LocalityState:
         self.backend: Backend = backend
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
+        self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)

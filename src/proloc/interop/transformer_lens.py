@@ -4,7 +4,7 @@
 hooks add to the scores what ``proloc`` adds::
 
     bridge = TransformerBridge.boot_transformers(name, hf_model=copy.deepcopy(model), tokenizer=tokenizer)
-    bridge.original_model.set_attn_implementation("eager")  # the bridge cannot read the masks that proloc makes
+    release_attention(bridge)  # the bridge computes attention itself and cannot read the masks that proloc makes
     hooks = locality_hooks(bridge, input_ids)
     logits = bridge.run_with_hooks(input_ids, fwd_hooks=hooks)
     with bridge.hooks(fwd_hooks=hooks):
@@ -28,6 +28,16 @@ from proloc.locality import bias, relate
 HOOK = "blocks.{layer}.attn.hook_attn_scores"
 
 
+def release_attention(bridge: Any) -> None:
+    """Let a bridge compute the attention of its model, which from now on is local only through ``locality_hooks``.
+
+    Raises:
+        ProlocError: the bridge's model is not localised.
+    """
+    find_state(bridge).attention_released = True
+    bridge.original_model.set_attn_implementation("eager")
+
+
 def locality_hooks(
     bridge: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, *, block_ids: Tensor | None = None
 ) -> list[tuple[str, Callable[..., Tensor]]]:
@@ -49,7 +59,7 @@ def locality_hooks(
     if any(isinstance(each, PreTrainedModel) and each.config._attn_implementation == NAME for each in bridge.modules()):
         raise ProlocError(
             "proloc still runs this model's attention, or makes masks that a bridge misreads: give the bridge, after "
-            'bridge.original_model.set_attn_implementation("eager").'
+            "release_attention(bridge)."
         )
     if input_ids.dim() != 2 or input_ids.is_floating_point():
         raise ProlocError(

@@ -35,7 +35,8 @@ def describe_source(section: TextSection) -> str:
     if section.file is not None:
         return Path(section.file).name
     if section.dataset is not None:
-        parts = (section.dataset, section.dataset_config, section.split)
+        name = Path(section.dataset).name if Path(section.dataset).exists() else section.dataset
+        parts = (name, section.dataset_config, section.split)
         return "/".join(part for part in parts if part)
     return "the topics of Python's own documentation (pydoc_data.topics)"
 
