@@ -5,19 +5,22 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml).0
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow check docs clean
+.PHONY: help demo test test-slow test-oldest matrix check docs clean
 
 help:
-	@echo "make demo       run the built-in study and write its report (arguments for proloc study: ARGS=...)"
-	@echo "make test       all checks and the quick tests"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make check      ruff, mypy and the import rules"
-	@echo "make docs       the documentation as HTML"
-	@echo "make clean      remove the environment and all caches"
+	@echo "make demo         run the built-in study and write its report (arguments for proloc study: ARGS=...)"
+	@echo "make test         all checks and the quick tests"
+	@echo "make test-slow    the tests that take minutes, those with other tools among them"
+	@echo "make test-oldest  the tests of exactness with the oldest supported transformers"
+	@echo "make matrix       compute the conformance matrix of the documentation again"
+	@echo "make check        ruff, mypy and the import rules"
+	@echo "make docs         the documentation as HTML"
+	@echo "make clean        remove the environment and all caches"
 
 demo: .venv/.installed
 	$(BIN)/proloc study $(ARGS)
@@ -25,9 +28,21 @@ demo: .venv/.installed
 test: check
 	$(BIN)/pytest
 
-# pytest exits with 5 when no test was selected, which is no failure here.
-test-slow: .venv/.installed-dev
-	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
+test-slow: .venv/.installed-interop
+	$(BIN)/pytest -m slow
+
+# The oldest transformers that is supported, with whatever it brings along; torch as pinned.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest tests/parity tests/conformance tests/unit/test_check.py
+
+.venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		$$(grep '^torch==' constraints.txt) transformers==$(OLDEST_TRANSFORMERS) pytest hypothesis peft --editable .
+	@touch $@
+
+matrix: .venv/.installed-dev
+	cd tests/conformance && ../../$(BIN)/python matrix.py
 
 docs: .venv/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build
@@ -40,7 +55,7 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests recipes -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # ensurepip is what Debian and Ubuntu leave out until python3-venv is installed.
@@ -57,3 +72,7 @@ clean:
 .venv/.installed-dev: .venv/.made pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[dev,smollm2]'
 	@touch .venv/.installed $@
+
+.venv/.installed-interop: .venv/.installed-dev
+	$(PIP_INSTALL) --editable '.[dev,smollm2,interop]'
+	@touch $@

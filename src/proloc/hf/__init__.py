@@ -1,5 +1,6 @@
 """The only room that knows transformers' internals: registration, ``localize``, the dial, saving and loading."""
 
+from proloc.hf.card import add_figures, figures
 from proloc.hf.loading import from_pretrained
 from proloc.hf.localize import localize
 from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state, recording, set_dial
@@ -7,8 +8,10 @@ from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state,
 __all__ = [
     "LocalityState",
     "Recorder",
+    "add_figures",
     "describe",
     "dial",
+    "figures",
     "find_state",
     "from_pretrained",
     "localize",
