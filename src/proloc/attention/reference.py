@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proloc.locality import AWAY, HIDDEN
+from proloc.attention.layout import KeyRanges
+from proloc.attention.result import Attention, Wanted
+from proloc.locality import AWAY, HIDDEN, SINK, entropy_bits, fidelity
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def attend(
     *,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Attended:
     """``softmax(scaling * Q K^T + log(retain) * away) V`` with every matrix written out.
 
@@ -51,9 +54,12 @@ def attend(
         retain: scalar in [0, 1].
         scaling: factor on the scores.
         dropout: probability of dropping a weight; 0 = none.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` before anything is hidden; None = as they are.
     """
     key, value = (repeat_heads(states, query.shape[1]) for states in (key, value))
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(relation == HIDDEN, torch.finfo(scores.dtype).min)
     precision = torch.promote_types(scores.dtype, torch.float32)
     undialled = torch.softmax(scores, dim=-1, dtype=precision)
@@ -62,3 +68,27 @@ def attend(
     weights = torch.softmax(dialled_scores, dim=-1)
     dropped = torch.nn.functional.dropout(weights.to(query.dtype), dropout)
     return Attended(torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights, undialled)
+
+
+def attend_ranges(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ranges: KeyRanges,
+    retain: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    wanted: Wanted = "nothing",
+) -> Attention:
+    """``attend`` behind the interface of ``result.Backend``; here entropy and sink mass have gradients too."""
+    relation = ranges.relation()
+    attended = attend(query, key, value, relation, retain, scaling=scaling, dropout=dropout, softcap=softcap)
+    if wanted == "nothing":
+        return Attention(attended.output, retain)
+    undialled = fidelity(attended.undialled_weights, relation)
+    if wanted == "fidelity":
+        return Attention(attended.output, retain, undialled)
+    sink_mass = (attended.weights * (relation == SINK)).sum(dim=-1)
+    return Attention(attended.output, retain, undialled, sink_mass, entropy_bits(attended.weights))
