@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from proloc.errors import ProlocError
-from proloc.model_store import cache_dir
+from proloc.home import cache_dir
 
 # Without traps and errno the compiler may vectorise; NaN and infinity keep their meaning.
 FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")

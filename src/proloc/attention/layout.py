@@ -30,9 +30,7 @@ class KeyRanges:
     query_offset: int = 0
 
     @classmethod
-    def from_blocks(
-        cls, block_ids: Tensor, sinks: Tensor, visible_start: Tensor, query_offset: int = 0
-    ) -> "KeyRanges":
+    def from_blocks(cls, block_ids: Tensor, sinks: Tensor, visible_start: Tensor, query_offset: int = 0) -> "KeyRanges":
         """Ranges from the block of every key.
 
         Args:
