@@ -60,7 +60,7 @@ class Operator:
 
     def __init__(self, name: str, kernel: Kernel, device: str) -> None:
         self._name = name
-        self._forward = _register(name, kernel, device)
+        self.registered = _register(name, kernel, device)
 
     def __call__(
         self,
@@ -86,7 +86,7 @@ class Operator:
             raise ProlocError(f"attention {self._name!r} takes float32 or bfloat16, not {query.dtype}.")
         if retain.requires_grad:
             raise ProlocError(f"attention {self._name!r} has no gradient for retain; use 'reference'.")
-        output, _, fidelity, sink_mass, entropy = self._forward(
+        output, _, fidelity, sink_mass, entropy = self.registered(
             query,
             key,
             value,
