@@ -24,6 +24,7 @@ constexpr int W = 4, NR = 2;
 constexpr int LANES = 64, C = LANES / W;          // queries of a tile, and its vectors
 constexpr int STRIP = 16, STRIPS = 4;             // keys of a strip; strips of a key tile
 constexpr int ROWS = STRIP * STRIPS;
+constexpr int FEW = 4;                            // so few queries are answered one by one
 constexpr float NEVER = -1e30f;                   // the score of a hidden key
 
 typedef float Vec __attribute__((vector_size(W * 4)));
@@ -156,16 +157,20 @@ void write(const Problem& p, void* data, int64_t i, float x) {
 
 int64_t at(const Strided& t, int64_t b, int64_t h, int64_t row) { return b * t.batch + h * t.head + row * t.row; }
 
+// One row as floats, zeros after head_dim.
+void row_of(const Problem& p, const Strided& t, int64_t b, int64_t h, int64_t row, int width, float* out) {
+  const int64_t offset = at(t, b, h, row);
+  for (int d = 0; d < p.head_dim; d++) out[d] = read(p, t.data, offset + d);
+  for (int d = p.head_dim; d < width; d++) out[d] = 0.0f;
+}
+
 // Rows [from, to) of one head as floats with rows of `width`; the tensor itself where it already has that form.
 const float* rows(const Problem& p, const Strided& t, int64_t b, int64_t h, int64_t from, int64_t to, int width,
                   Scratch& scratch) {
   if (!p.bfloat16 && t.row == width && p.head_dim == width)
     return static_cast<const float*>(t.data) + at(t, b, h, 0);
   float* copy = scratch.get(to * width);
-  for (int64_t r = from; r < to; r++) {
-    for (int d = 0; d < p.head_dim; d++) copy[r * width + d] = read(p, t.data, at(t, b, h, r) + d);
-    for (int d = p.head_dim; d < width; d++) copy[r * width + d] = 0.0f;
-  }
+  for (int64_t r = from; r < to; r++) row_of(p, t, b, h, r, width, copy + r * width);
   return copy;
 }
 
@@ -185,8 +190,12 @@ void untranspose(const Problem& p, const float* in, int lanes, const float* fact
 struct Bound {  // one position per lane, with its range in every vector of lanes
   alignas(64) int32_t lane[LANES];
   int32_t min[C], max[C];
-  void close() {
+  void close(int lanes) {
     for (int c = 0; c < C; c++) {
+      if (c * W >= lanes) {  // nobody there: sees nothing
+        min[c] = INT32_MAX, max[c] = -1;
+        continue;
+      }
       min[c] = *std::min_element(lane + c * W, lane + c * W + W);
       max[c] = *std::max_element(lane + c * W, lane + c * W + W);
     }
@@ -203,7 +212,8 @@ struct Tile {
   int64_t first;  // query index
   int lanes;
 
-  Tile(const Problem& p, int64_t b, int64_t first) : first(first), lanes(std::min<int64_t>(LANES, p.queries - first)) {
+  Tile(const Problem& p, int64_t b, int64_t first, int64_t most = LANES)
+      : first(first), lanes(std::min(most, p.queries - first)) {
     for (int lane = 0; lane < LANES; lane++) {  // unused lanes repeat the last query, with zeros for its vectors
       const int64_t q = first + std::min(lane, lanes - 1);
       visible.lane[lane] = p.visible_start[b * p.queries + q];
@@ -211,7 +221,7 @@ struct Tile {
       before_home.lane[lane] = home.lane[lane] - 1;
       position.lane[lane] = p.query_offset + q;
     }
-    for (Bound* bound : {&visible, &home, &before_home, &position}) bound->close();
+    for (Bound* bound : {&visible, &home, &before_home, &position}) bound->close(lanes);
   }
   const Bound& low(Phase phase) const { return phase == NEAR ? home : visible; }
   const Bound& high(Phase phase) const { return phase == ALL || phase == NEAR ? position : before_home; }
@@ -397,16 +407,17 @@ void attend(const Tile& tile, const Keys& keys, Phase phase, int align, float lo
 }
 
 // The sinks that stand before the block of some query of the tile, copied to be contiguous.
-Keys gather(const Problem& p, const Tile& tile, const uint8_t* sinks, const float* key, const float* value, int width,
+Keys gather(const Problem& p, const Tile& tile, int64_t b, int64_t kv, const uint8_t* sinks, int width,
             std::vector<int32_t>& positions, Scratch& scratch) {
   positions.clear();
-  for (int32_t j = tile.visible.least(); j < tile.home.most(); j++)
-    if (sinks[j]) positions.push_back(j);
+  const uint8_t *next = sinks + tile.visible.least(), *stop = sinks + tile.home.most();
+  while (next < stop && (next = static_cast<const uint8_t*>(std::memchr(next, 1, stop - next))))
+    positions.push_back(next++ - sinks);
   const int count = positions.size();
   float* copy = scratch.get(4 * size_t(count) * width + 16);
   for (int i = 0; i < count; i++) {
-    std::memcpy(copy + i * width, key + positions[i] * long(width), width * 4);
-    std::memcpy(copy + (count + i) * width, value + positions[i] * long(width), width * 4);
+    row_of(p, p.key, b, kv, positions[i], width, copy + i * width);
+    row_of(p, p.value, b, kv, positions[i], width, copy + (count + i) * width);
   }
   float *grad_key = copy + 2 * count * width, *grad_value = grad_key + count * width;
   return {copy, copy + count * width, grad_key, grad_value, 0, count, positions.data(), sinks};
@@ -419,15 +430,27 @@ Keys between(int32_t first, int32_t stop, const float* key, const float* value, 
           grad_value ? grad_value + offset : nullptr, first, std::max(0, stop - first), nullptr, sinks};
 }
 
+// Writes the statistics of one query from its sums relative to 2^max; returns what its output is to be multiplied with.
+float finish(const Problem& p, int64_t b, int64_t h, int64_t q, float max, float home, float away, float undialled,
+             float sink, float moment) {
+  const float total = home + away;
+  const int64_t index = (b * p.heads + h) * p.queries + q;
+  p.lse[index] = max + std::log2(total);
+  if (p.fidelity) p.fidelity[index] = home / (home + undialled);
+  if (p.entropy) {
+    p.sink_mass[index] = sink / total;
+    p.entropy[index] = std::max(0.0f, std::log2(total) - moment / total);
+  }
+  return 1.0f / total;
+}
+
 void forward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, const float* key, const float* value,
                   int width, Buffers& buffers) {
   float* query = buffers.tile.get(2 * size_t(LANES) * width + LANES * width);
   float *out = query + LANES * width, *natural = out + LANES * width;
   const float log2e = 1.4426950408889634;
   for (int lane = 0; lane < tile.lanes; lane++)
-    for (int d = 0; d < width; d++)
-      natural[lane * width + d] =
-          d < p.head_dim ? read(p, p.query.data, at(p.query, b, h, tile.first + lane) + d) : 0.0f;
+    row_of(p, p.query, b, h, tile.first + lane, width, natural + lane * width);
   transpose(natural, width, tile.lanes, p.scaling * log2e, query);
   std::memset(out, 0, sizeof(float) * LANES * width);
 
@@ -437,7 +460,7 @@ void forward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, cons
   State state, far;
   if (near_only) {
     std::vector<int32_t> positions;
-    const Keys gathered = gather(p, tile, sinks, key, value, width, positions, buffers.gathered);
+    const Keys gathered = gather(p, tile, b, h / (p.heads / p.kv_heads), sinks, width, positions, buffers.gathered);
     attend(tile, gathered, SINKS, 0, 0, statistics, query, width, buffers, state, out);
     const Keys near = between(tile.home.least(), stop, key, value, nullptr, nullptr, width, sinks);
     attend(tile, near, NEAR, align, 0, statistics, query, width, buffers, state, out);
@@ -450,22 +473,86 @@ void forward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, cons
   alignas(64) float factor[LANES];
   for (int lane = 0; lane < tile.lanes; lane++) {
     const int c = lane / W, i = lane % W;
-    const float total = state.home[c][i] + state.away[c][i];
-    const int64_t index = (b * p.heads + h) * p.queries + tile.first + lane;
-    factor[lane] = 1.0f / total;
-    p.lse[index] = state.max[c][i] + std::log2(total);
-    if (p.fidelity) {
-      const float home = state.home[c][i];
-      const float away = near_only ? far.away[c][i] * std::exp2(far.max[c][i] - state.max[c][i])
-                                   : state.away[c][i] / float(p.retain);
-      p.fidelity[index] = home / (home + away);
-    }
-    if (statistics) {
-      p.sink_mass[index] = state.sink[c][i] / total;
-      p.entropy[index] = std::max(0.0f, std::log2(total) - state.moment[c][i] / total);
-    }
+    const float home = state.home[c][i], away = state.away[c][i];
+    const float undialled = near_only ? far.away[c][i] * std::exp2(far.max[c][i] - state.max[c][i])
+                                      : away / float(p.retain);
+    factor[lane] = finish(p, b, h, tile.first + lane, state.max[c][i], home, away, undialled, state.sink[c][i],
+                          state.moment[c][i]);
   }
   untranspose(p, out, tile.lanes, factor, p.output, at(p.output, b, h, tile.first));
+}
+
+// Scores of one query over rows [0, count) of keys, padded with NEVER to whole vectors; returns the largest.
+float scores_of(const float* query, const float* key, long count, int width, float* scores) {
+  float top = NEVER;
+  for (long j = 0; j < count; j++, key += width) {
+    Vec sum{};
+    for (int d = 0; d < width; d += W) sum += load(query + d) * load(key + d);
+    float total = 0.0f;
+    for (int half = W / 2; half; half /= 2)
+      for (int i = 0; i < half; i++) sum[i] += sum[i + half];
+    scores[j] = total = sum[0];
+    top = total > top ? total : top;
+  }
+  for (long j = count; j % W; j++) scores[j] = NEVER;
+  return top;
+}
+
+// Weights 2^(score - shift) in place of scores; returns their sum and adds sum of w log2 w to `moment`.
+float weights_of(float* scores, long count, float shift, float& moment) {
+  Vec sum{}, moments{};
+  for (long j = 0; j < count; j += W) {
+    const Vec v = load(scores + j) - shift, w = power_of_two(v);
+    store(scores + j, w);
+    sum += w;
+    moments += w * v;
+  }
+  float total = 0.0f;
+  for (int i = 0; i < W; i++) total += sum[i], moment += moments[i];
+  return total;
+}
+
+// One query without a tile, for decoding, where 63 of 64 lanes would idle: lanes are head_dim, then keys.
+void forward_row(const Problem& p, int64_t b, int64_t h, int64_t q, const float* key, const float* value, int width,
+                 Buffers& buffers) {
+  const Tile tile(p, b, q, 1);
+  const int32_t visible = tile.visible.lane[0], home = tile.home.lane[0], stop = tile.position.lane[0] + 1;
+  const uint8_t* sinks = p.sinks + b * p.keys;
+  std::vector<int32_t> positions;
+  const Keys gathered = gather(p, tile, b, h / (p.heads / p.kv_heads), sinks, width, positions, buffers.gathered);
+  const bool near_only = p.retain == 0.0, far_wanted = !near_only || p.fidelity;
+  const long block = stop - home, far = far_wanted ? home - visible : 0;
+  float* query = buffers.tile.get(2 * width + gathered.count + block + far + 4 * W);
+  float *out = query + width, *sink_scores = out + width, *block_scores = sink_scores + (gathered.count + W - 1) / W * W,
+        *far_scores = block_scores + (block + W - 1) / W * W;
+  row_of(p, p.query, b, h, q, width, query);
+  for (int d = 0; d < width; d++) query[d] *= p.scaling * 1.4426950408889634, out[d] = 0.0f;
+
+  const float log_retain = near_only ? 0.0f : std::log2(float(p.retain));
+  float top = scores_of(query, gathered.key, gathered.count, width, sink_scores);
+  top = std::max(top, scores_of(query, key + home * long(width), block, width, block_scores));
+  float far_top = scores_of(query, key + visible * long(width), far, width, far_scores);
+  for (int32_t j : positions)
+    if (far_wanted) far_scores[j - visible] = NEVER;  // counted as sinks
+  if (!near_only) far_top = top = std::max(top, far_top + log_retain);
+  float moment = 0.0f, unused = 0.0f;
+  const float before = weights_of(sink_scores, gathered.count, top, moment);
+  const float near = before + weights_of(block_scores, block, top, moment);
+  const float away = weights_of(far_scores, far, near_only ? far_top : top - log_retain, near_only ? unused : moment);
+  float sink = before;
+  for (int32_t j = home; j < stop; j++)
+    if (sinks[j]) sink += block_scores[j - home];
+  const float undialled = near_only ? away * std::exp2(far_top - top) : away / float(p.retain);
+  const float factor = finish(p, b, h, q, top, near, near_only ? 0.0f : away, undialled, sink, moment);
+
+  const auto add = [&](const float* weights, const float* rows, long count) {
+    for (long j = 0; j < count; j++, rows += width)
+      for (int d = 0; d < width; d += W) store(out + d, load(out + d) + load(rows + d) * weights[j]);
+  };
+  add(sink_scores, gathered.value, gathered.count);
+  add(block_scores, value + home * long(width), block);
+  if (!near_only) add(far_scores, value + visible * long(width), far);
+  for (int d = 0; d < p.head_dim; d++) write(p, p.output.data, at(p.output, b, h, q) + d, factor * out[d]);
 }
 
 struct Gradients {  // what the backward pass of one query tile needs, per lane
@@ -571,7 +658,7 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
   };
   if (near_only) {
     std::vector<int32_t> positions;
-    const Keys gathered = gather(p, tile, sinks, key, value, width, positions, buffers.gathered);
+    const Keys gathered = gather(p, tile, b, h / (p.heads / p.kv_heads), sinks, width, positions, buffers.gathered);
     std::memset(gathered.grad_key, 0, sizeof(float) * 2 * gathered.count * width);
     run(gathered, SINKS);
     for (int i = 0; i < gathered.count; i++)
@@ -588,6 +675,13 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
   alignas(64) float factor[LANES];
   std::fill(factor, factor + LANES, float(p.scaling));
   untranspose(p, grad_query, tile.lanes, factor, p.grad_query, at(p.grad_query, b, h, tile.first));
+}
+
+// How many threads pay for being started: one for every two million multiplications.
+int64_t useful_threads(const Problem& p) {
+  const double keys = p.retain == 0.0 && !p.fidelity ? 128 : p.keys;
+  const double work = 1.0 * p.batch * p.heads * p.queries * keys * p.head_dim;
+  return std::max<int64_t>(1, std::min<double>(p.threads, work / 2e6));
 }
 
 // Runs work(unit, buffers) for all units on at most `threads` threads.
@@ -611,17 +705,22 @@ extern "C" void proloc_forward(const Problem* problem) {
   const int width = (p.head_dim + W - 1) / W * W;
   const int64_t tiles = (p.queries + LANES - 1) / LANES, groups = p.heads / p.kv_heads;
   // Heads alone keep the threads busy, or each is cut into chunks of queries; the last chunks are the longest.
-  const int64_t pairs = p.batch * p.kv_heads;
-  const int64_t chunks = p.threads == 1 ? 1 : std::min(tiles, (4 * p.threads + pairs - 1) / pairs);
-  in_parallel(pairs * chunks, p.threads, [&](int64_t unit, Buffers& buffers) {
+  const int64_t pairs = p.batch * p.kv_heads, threads = useful_threads(p);
+  const int64_t chunks = threads == 1 ? 1 : std::min(tiles, (4 * threads + pairs - 1) / pairs);
+  in_parallel(pairs * chunks, threads, [&](int64_t unit, Buffers& buffers) {
     const int64_t chunk = chunks - 1 - unit / pairs, b = unit % pairs / p.kv_heads, kv = unit % p.kv_heads;
     const int64_t begin = chunk * tiles / chunks, end = (chunk + 1) * tiles / chunks;
     const int64_t stop = p.query_offset + std::min(end * LANES, p.queries);
-    int64_t from = stop;
-    for (int64_t q = begin * LANES; q < std::min(end * LANES, p.queries); q++)
-      from = std::min<int64_t>(from, p.visible_start[b * p.queries + q]);
+    // Sinks are gathered by themselves, so without the dial's away keys nothing before the blocks is touched.
+    const int32_t* start = (p.retain == 0.0 && !p.fidelity ? p.block_start : p.visible_start) + b * p.queries;
+    const int64_t from = *std::min_element(start + begin * LANES, start + std::min(end * LANES, p.queries));
     const float* key = rows(p, p.key, b, kv, from, stop, width, buffers.key);
     const float* value = rows(p, p.value, b, kv, from, stop, width, buffers.value);
+    if (p.queries <= FEW) {
+      for (int64_t h = kv * groups; h < (kv + 1) * groups; h++)
+        for (int64_t q = 0; q < p.queries; q++) forward_row(p, b, h, q, key, value, width, buffers);
+      return;
+    }
     for (int64_t t = begin; t < end; t++) {
       const Tile tile(p, b, t * LANES);
       for (int64_t h = kv * groups; h < (kv + 1) * groups; h++)
@@ -634,7 +733,7 @@ extern "C" void proloc_backward(const Problem* problem) {
   const Problem& p = *problem;
   const int width = (p.head_dim + W - 1) / W * W;
   const int64_t tiles = (p.queries + LANES - 1) / LANES, groups = p.heads / p.kv_heads;
-  in_parallel(p.batch * p.kv_heads, p.threads, [&](int64_t unit, Buffers& buffers) {
+  in_parallel(p.batch * p.kv_heads, useful_threads(p), [&](int64_t unit, Buffers& buffers) {
     const int64_t b = unit / p.kv_heads, kv = unit % p.kv_heads;
     const float* key = rows(p, p.key, b, kv, 0, p.keys, width, buffers.key);
     const float* value = rows(p, p.value, b, kv, 0, p.keys, width, buffers.value);
