@@ -59,10 +59,12 @@ class FlashKernel:
         fidelity: Tensor,
         grads: Gradients,
     ) -> None:
-        sums = tuple(torch.zeros_like(part, dtype=torch.float32) for part in grads)
-        _add_gradients(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity, sums)
-        for grad, total in zip(grads, sums, strict=True):
-            grad.copy_(total)
+        exact = grads[0].dtype == torch.float32
+        sums = [part.zero_() if exact else torch.zeros_like(part, dtype=torch.float32) for part in grads]
+        _add_gradients(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity, tuple(sums))
+        if not exact:
+            for grad, total in zip(grads, sums, strict=True):
+                grad.copy_(total)
 
 
 def _add_gradients(
@@ -87,27 +89,31 @@ def _add_gradients(
             for calls in (plan.blocks, plan.sinks):
                 _backward(calls, grad, qkv, out, lse - math.log1p(-retain), scaling, grads)
         return
-    grad = torch.where((grad.float().norm(dim=-1, keepdim=True) < TINY), TINY, grad)
+    length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
+    if bool((length < TINY).any()):
+        grad = torch.where(length[..., None] < TINY, TINY, grad)
+        length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
     normalised = fidelity + retain * (1 - fidelity)
-    slope = grad_fidelity * normalised
-    still = torch.zeros_like(qkv[2])
-    query, key, _ = qkv
+    slope = grad_fidelity * normalised / length.square()
+    query, key, value = qkv
+    still = (query, key, torch.zeros_like(value))
     nothing = (grads[0], grads[1], torch.empty_like(grads[2]))
     if retain > 0.0:
         moved = _move(out, grad, slope * fidelity / retain)
         _backward(plan.visible, grad, qkv, moved, lse - math.log(retain), scaling, grads)
     else:
         # u = exp(s - L) times -g F on every visible key, by a pass without values.
-        moved = _move(torch.zeros_like(out), grad, grad_fidelity * fidelity)
+        moved = _move(torch.zeros_like(out), grad, slope)
         undialled = lse - fidelity.clamp_min(1e-30).log()
-        _backward(plan.visible, grad, (query, key, still), moved, undialled, scaling, nothing)
-    for calls in (plan.blocks, plan.sinks):
-        if retain < 1.0:
-            moved = _move(out, grad, -slope / (1 - retain))
+        _backward(plan.visible, grad, still, moved, undialled, scaling, nothing)
+    if retain < 1.0:
+        moved = _move(out, grad, -slope / (1 - retain))
+        for calls in (plan.blocks, plan.sinks):
             _backward(calls, grad, qkv, moved, lse - math.log1p(-retain), scaling, grads)
-        else:
-            moved = _move(torch.zeros_like(out), grad, -slope)
-            _backward(calls, grad, (query, key, still), moved, lse, scaling, nothing)
+    else:
+        moved = _move(torch.zeros_like(out), grad, -slope)
+        for calls in (plan.blocks, plan.sinks):
+            _backward(calls, grad, still, moved, lse, scaling, nothing)
 
 
 def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,10 +185,9 @@ def _backward(
             whole[call.rows, :, place] += part
 
 
-def _move(out: Tensor, grad: Tensor, change: Tensor) -> Tensor:
-    """``out`` moved along ``grad`` so that their product in every row grows by ``change``."""
-    direction = grad.float()
-    return (out + direction * (change / direction.square().sum(-1))[..., None]).to(out.dtype)
+def _move(out: Tensor, grad: Tensor, steps: Tensor) -> Tensor:
+    """``out + steps * grad``: their product in a row grows by ``steps |grad|^2``."""
+    return torch.addcmul(out.float(), grad.float(), steps[..., None]).to(out.dtype)
 
 
 def _sink_mass(query: Tensor, key: Tensor, ranges: KeyRanges, scaling: float, lse: Tensor) -> Tensor:
