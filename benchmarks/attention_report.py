@@ -11,9 +11,9 @@ def table(results: dict[str, Any]) -> str:
         "# What dialled attention costs",
         "",
         "Ratio of CPU time to plain causal attention (PyTorch's flash kernel) on the same tensors. Measured on one "
-        f"thread of {machine['processor']}; torch {machine['torch']}; {machine['gflops']:.0f} GFLOP/s in a large matrix "
-        f"product; {results['heads']} heads of {results['head_dim']}. In brackets the quartiles, where they differ from the "
-        "median by more than 5%.",
+        f"thread of {machine['processor']}; torch {machine['torch']}; {machine['gflops']:.0f} GFLOP/s in a large "
+        f"matrix product; {results['heads']} heads of {results['head_dim']}. In brackets the quartiles, where they "
+        "differ from the median by more than 5%.",
     ]
     for kind in dict.fromkeys(row["kind"] for row in results["rows"]):
         of_kind = [row for row in results["rows"] if row["kind"] == kind]

@@ -160,8 +160,19 @@ int64_t at(const Strided& t, int64_t b, int64_t h, int64_t row) { return b * t.b
 // One row as floats, zeros after head_dim.
 void row_of(const Problem& p, const Strided& t, int64_t b, int64_t h, int64_t row, int width, float* out) {
   const int64_t offset = at(t, b, h, row);
-  for (int d = 0; d < p.head_dim; d++) out[d] = read(p, t.data, offset + d);
+  if (p.bfloat16)
+    for (int d = 0; d < p.head_dim; d++) out[d] = read(p, t.data, offset + d);
+  else
+    std::memcpy(out, static_cast<const float*>(t.data) + offset, p.head_dim * 4);
   for (int d = p.head_dim; d < width; d++) out[d] = 0.0f;
+}
+
+// The tensor's row from floats times `factor`.
+void write_row(const Problem& p, const Strided& t, int64_t offset, const float* row, float factor) {
+  if (p.bfloat16)
+    for (int d = 0; d < p.head_dim; d++) write(p, t.data, offset + d, factor * row[d]);
+  else
+    for (int d = 0; d < p.head_dim; d++) static_cast<float*>(t.data)[offset + d] = factor * row[d];
 }
 
 // Rows [from, to) of one head as floats with rows of `width`; the tensor itself where it already has that form.
@@ -174,17 +185,29 @@ const float* rows(const Problem& p, const Strided& t, int64_t b, int64_t h, int6
   return copy;
 }
 
-// out[d][lane] = factor * in[lane][d]; unused lanes are 0.
-void transpose(const float* in, int width, int lanes, float factor, float* out) {
-  for (int lane = 0; lane < LANES; lane++)
-    for (int d = 0; d < width; d++) out[d * LANES + lane] = lane < lanes ? factor * in[lane * width + d] : 0.0f;
-}
-
-// out[lane][d] = factor[lane] * in[d][lane].
-void untranspose(const Problem& p, const float* in, int lanes, const float* factor, const Strided& out, int64_t offset) {
-  for (int lane = 0; lane < lanes; lane++)
-    for (int d = 0; d < p.head_dim; d++)
-      write(p, out.data, offset + lane * out.row + d, factor[lane] * in[d * LANES + lane]);
+// out[j][i] = factor * in[i][j] for m rows of n, both multiples of 4.
+void transpose(const float* in, int m, int n, float factor, float* out) {
+  typedef float Four __attribute__((vector_size(16)));
+  typedef int32_t Picks __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, Picks{i, j, k, l})
+#endif
+  for (int i = 0; i < m; i += 4)
+    for (int j = 0; j < n; j += 4) {
+      Four r[4];
+      for (int k = 0; k < 4; k++) std::memcpy(&r[k], in + (i + k) * n + j, 16);
+      const Four a = PICK(r[0], r[1], 0, 4, 1, 5), b = PICK(r[0], r[1], 2, 6, 3, 7);
+      const Four c = PICK(r[2], r[3], 0, 4, 1, 5), d = PICK(r[2], r[3], 2, 6, 3, 7);
+      r[0] = PICK(a, c, 0, 1, 4, 5), r[1] = PICK(a, c, 2, 3, 6, 7);
+      r[2] = PICK(b, d, 0, 1, 4, 5), r[3] = PICK(b, d, 2, 3, 6, 7);
+      for (int k = 0; k < 4; k++) {
+        r[k] *= factor;
+        std::memcpy(out + (j + k) * m + i, &r[k], 16);
+      }
+    }
+#undef PICK
 }
 
 struct Bound {  // one position per lane, with its range in every vector of lanes
@@ -451,7 +474,8 @@ void forward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, cons
   const float log2e = 1.4426950408889634;
   for (int lane = 0; lane < tile.lanes; lane++)
     row_of(p, p.query, b, h, tile.first + lane, width, natural + lane * width);
-  transpose(natural, width, tile.lanes, p.scaling * log2e, query);
+  std::memset(natural + tile.lanes * width, 0, sizeof(float) * (LANES - tile.lanes) * width);
+  transpose(natural, LANES, width, p.scaling * log2e, query);
   std::memset(out, 0, sizeof(float) * LANES * width);
 
   const uint8_t* sinks = p.sinks + b * p.keys;
@@ -470,16 +494,16 @@ void forward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, cons
     const Keys all = between(tile.visible.least(), stop, key, value, nullptr, nullptr, width, sinks);
     attend(tile, all, ALL, align, std::log2(float(p.retain)), statistics, query, width, buffers, state, out);
   }
-  alignas(64) float factor[LANES];
+  transpose(out, width, LANES, 1.0f, natural);
   for (int lane = 0; lane < tile.lanes; lane++) {
     const int c = lane / W, i = lane % W;
     const float home = state.home[c][i], away = state.away[c][i];
     const float undialled = near_only ? far.away[c][i] * std::exp2(far.max[c][i] - state.max[c][i])
                                       : away / float(p.retain);
-    factor[lane] = finish(p, b, h, tile.first + lane, state.max[c][i], home, away, undialled, state.sink[c][i],
-                          state.moment[c][i]);
+    const float factor = finish(p, b, h, tile.first + lane, state.max[c][i], home, away, undialled, state.sink[c][i],
+                                state.moment[c][i]);
+    write_row(p, p.output, at(p.output, b, h, tile.first + lane), natural + lane * width, factor);
   }
-  untranspose(p, out, tile.lanes, factor, p.output, at(p.output, b, h, tile.first));
 }
 
 // Scores of one query over rows [0, count) of keys, padded with NEVER to whole vectors; returns the largest.
@@ -552,7 +576,7 @@ void forward_row(const Problem& p, int64_t b, int64_t h, int64_t q, const float*
   add(sink_scores, gathered.value, gathered.count);
   add(block_scores, value + home * long(width), block);
   if (!near_only) add(far_scores, value + visible * long(width), far);
-  for (int d = 0; d < p.head_dim; d++) write(p, p.output.data, at(p.output, b, h, q) + d, factor * out[d]);
+  write_row(p, p.output, at(p.output, b, h, q), out, factor);
 }
 
 struct Gradients {  // what the backward pass of one query tile needs, per lane
@@ -623,7 +647,6 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
         *grad_query = grad_natural + size;
   std::memset(natural, 0, sizeof(float) * size);
   std::memset(grad_natural, 0, sizeof(float) * size);
-  std::memset(grad_query, 0, sizeof(float) * size);
   const bool near_only = p.retain == 0.0;
   const float retain = p.retain;
   Gradients g;
@@ -632,13 +655,14 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
     g.lse[lane] = g.far_lse[lane] = p.lse[index];
     g.home[lane] = g.away[lane] = g.far[lane] = 0.0f;
     if (lane >= tile.lanes) continue;
+    float *row = grad_natural + lane * width, *result = grad_query;  // grad_query is free until the first product
+    row_of(p, p.query, b, h, q, width, natural + lane * width);
+    row_of(p, p.grad_output, b, h, q, width, row);
+    row_of(p, p.output, b, h, q, width, result);
+    Vec sum{};
+    for (int d = 0; d < width; d += W) sum += load(row + d) * load(result + d);
     float dot = 0.0f;
-    for (int d = 0; d < p.head_dim; d++) {
-      const float go = read(p, p.grad_output.data, at(p.grad_output, b, h, q) + d);
-      grad_natural[lane * width + d] = go;
-      natural[lane * width + d] = read(p, p.query.data, at(p.query, b, h, q) + d);
-      dot += go * read(p, p.output.data, at(p.output, b, h, q) + d);
-    }
+    for (int i = 0; i < W; i++) dot += sum[i];
     g.home[lane] = g.away[lane] = dot;
     if (!p.grad_fidelity) continue;
     const float f = p.fidelity[index], z = f + retain * (1.0f - f), grad = p.grad_fidelity[index];
@@ -647,8 +671,9 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
     g.far[lane] = f > 1e-30f ? grad * f : 0.0f;
     g.far_lse[lane] -= std::log2(std::max(f, 1e-30f));
   }
-  transpose(natural, width, tile.lanes, p.scaling * 1.4426950408889634, query);
-  transpose(grad_natural, width, tile.lanes, 1.0f, grad_out);
+  std::memset(grad_query, 0, sizeof(float) * size);
+  transpose(natural, LANES, width, p.scaling * 1.4426950408889634, query);
+  transpose(grad_natural, LANES, width, 1.0f, grad_out);
 
   const uint8_t* sinks = p.sinks + b * p.keys;
   const int align = tile.position.lane[0], stop = tile.position.most() + 1;
@@ -672,9 +697,9 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
   } else {
     run(between(tile.visible.least(), stop, key, value, grad_key, grad_value, width, sinks), ALL);
   }
-  alignas(64) float factor[LANES];
-  std::fill(factor, factor + LANES, float(p.scaling));
-  untranspose(p, grad_query, tile.lanes, factor, p.grad_query, at(p.grad_query, b, h, tile.first));
+  transpose(grad_query, width, LANES, p.scaling, natural);
+  for (int lane = 0; lane < tile.lanes; lane++)
+    write_row(p, p.grad_query, at(p.grad_query, b, h, tile.first + lane), natural + lane * width, 1.0f);
 }
 
 // How many threads pay for being started: one for every two million multiplications.
@@ -746,10 +771,9 @@ extern "C" void proloc_backward(const Problem* problem) {
       for (int64_t h = kv * groups; h < (kv + 1) * groups; h++)
         backward_tile(p, tile, b, h, key, value, grad_key, grad_value, width, buffers);
     }
-    for (int64_t j = 0; j < p.keys; j++)
-      for (int d = 0; d < p.head_dim; d++) {
-        write(p, p.grad_key.data, at(p.grad_key, b, kv, j) + d, float(p.scaling) * grad_key[j * width + d]);
-        write(p, p.grad_value.data, at(p.grad_value, b, kv, j) + d, grad_value[j * width + d]);
-      }
+    for (int64_t j = 0; j < p.keys; j++) {
+      write_row(p, p.grad_key, at(p.grad_key, b, kv, j), grad_key + j * width, p.scaling);
+      write_row(p, p.grad_value, at(p.grad_value, b, kv, j), grad_value + j * width, 1.0f);
+    }
   });
 }
