@@ -167,6 +167,18 @@ def test_one_graph_serves_every_dial(name, compiler):
             torch.testing.assert_close(*grads)
 
 
+def test_choosing_does_not_break_a_graph(without_proofs):
+    problem = make()
+
+    def layer(query, key, value):
+        choice = choose("auto", Needs(device="cpu", dtype=query.dtype, queries=24, keys=24, wanted="fidelity"))
+        return choice.attend(query, key, value, problem.ranges, HALF, scaling=0.3, wanted="fidelity").output
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*problem.qkv), layer(*problem.qkv))
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_checkpointing_changes_nothing(name):
     backend, problem = fast_backend(name), make()
@@ -225,6 +237,31 @@ def test_what_a_fast_backend_cannot_do_it_refuses(name, change, message):
     keywords = {"retain": HALF, "scaling": 0.3} | {key: value for key, value in change.items() if key != "dtype"}
     with pytest.raises(ProlocError, match=message):
         fast_backend(name)(*qkv, problem.ranges, **keywords)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_shapes_that_do_not_fit_are_refused_before_memory_is_read(name):
+    problem = make(groups=2)
+    query, key, value = problem.qkv
+    short = replace(problem.ranges, sinks=problem.ranges.sinks[:, 1:])
+    wrong_type = replace(problem.ranges, block_start=problem.ranges.block_start.long())
+    for case in (
+        (query, key[:, :, 1:], value, problem.ranges),
+        (query[:, :3], key, value, problem.ranges),
+        (query, key, value.bfloat16(), problem.ranges),
+        (query, key, value, short),
+        (query, key, value, wrong_type),
+        (query, key, value, replace(problem.ranges, query_offset=1)),
+    ):
+        with pytest.raises(ProlocError, match="do not fit each other"):
+            fast_backend(name)(*case, HALF, scaling=0.3)
+
+
+def test_starts_outside_the_keys_read_nothing_outside_the_keys():
+    problem = make()
+    problem.ranges.visible_start.fill_(-1000)
+    problem.ranges.block_start.fill_(10**6)
+    assert answers(fast_backend("fused"), problem)["output"].isfinite().all()
 
 
 @pytest.mark.parametrize("layout", [{"window": 5}, {"cached": 9}])

@@ -239,10 +239,12 @@ struct Tile {
       : first(first), lanes(std::min(most, p.queries - first)) {
     for (int lane = 0; lane < LANES; lane++) {  // unused lanes repeat the last query, with zeros for its vectors
       const int64_t q = first + std::min(lane, lanes - 1);
-      visible.lane[lane] = p.visible_start[b * p.queries + q];
-      home.lane[lane] = p.block_start[b * p.queries + q];
+      // Bounds keep a range that breaks its promise from becoming a read outside the keys.
+      const int32_t own = p.query_offset + q, seen = std::max(0, std::min(p.visible_start[b * p.queries + q], own));
+      visible.lane[lane] = seen;
+      home.lane[lane] = std::max(seen, std::min(p.block_start[b * p.queries + q], own));
       before_home.lane[lane] = home.lane[lane] - 1;
-      position.lane[lane] = p.query_offset + q;
+      position.lane[lane] = own;
     }
     for (Bound* bound : {&visible, &home, &before_home, &position}) bound->close(lanes);
   }
@@ -738,7 +740,7 @@ extern "C" void proloc_forward(const Problem* problem) {
     const int64_t stop = p.query_offset + std::min(end * LANES, p.queries);
     // Sinks are gathered by themselves, so without the dial's away keys nothing before the blocks is touched.
     const int32_t* start = (p.retain == 0.0 && !p.fidelity ? p.block_start : p.visible_start) + b * p.queries;
-    const int64_t from = *std::min_element(start + begin * LANES, start + std::min(end * LANES, p.queries));
+    const int64_t from = std::max(0, *std::min_element(start + begin * LANES, start + std::min(end * LANES, p.queries)));
     const float* key = rows(p, p.key, b, kv, from, stop, width, buffers.key);
     const float* value = rows(p, p.value, b, kv, from, stop, width, buffers.value);
     if (p.queries <= FEW) {

@@ -19,6 +19,7 @@ from proloc.attention.compile import load_kernel
 from proloc.attention.layout import KeyRanges
 from proloc.attention.operator import Gradients, Operator, Outputs
 
+SMALLEST = 1e-30  # a smaller retain is 0 to float32 weights
 _QKV = ("query", "key", "value")
 
 
@@ -101,7 +102,7 @@ def _run(
         bfloat16=query.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
         scaling=scaling,
-        retain=retain,
+        retain=retain if retain >= SMALLEST else 0.0,
     )
     getattr(load_kernel(), function)(ctypes.byref(problem))
 

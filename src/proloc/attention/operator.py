@@ -78,7 +78,8 @@ class Operator:
         """See ``result.Backend``; sink mass and entropy carry no gradient.
 
         Raises:
-            ProlocError: dropout, softcap, a dtype but float32 and bfloat16, or a retain with gradient.
+            ProlocError: dropout, softcap, a dtype but float32 and bfloat16, a retain with gradient, or shapes that do
+                not fit each other.
         """
         if dropout or softcap is not None:
             raise ProlocError(f"attention {self._name!r} has no dropout and no softcap; use 'auto' or 'reference'.")
@@ -86,6 +87,7 @@ class Operator:
             raise ProlocError(f"attention {self._name!r} takes float32 or bfloat16, not {query.dtype}.")
         if retain.requires_grad:
             raise ProlocError(f"attention {self._name!r} has no gradient for retain; use 'reference'.")
+        _check_shapes(query, key, value, ranges)
         output, _, fidelity, sink_mass, entropy = self.registered(
             query,
             key,
@@ -102,6 +104,27 @@ class Operator:
         if wanted == "all":
             return Attention(output, retain, fidelity, sink_mass, entropy)
         return Attention(output, retain, fidelity if wanted == "fidelity" else None)
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, ranges: KeyRanges) -> None:
+    """A kernel reads raw memory, so what it is told about it must be true."""
+    batch, heads, queries, head_dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    fits = (
+        key.shape == value.shape == (batch, kv_heads, keys, head_dim)
+        and heads % max(kv_heads, 1) == 0
+        and ranges.visible_start.shape == ranges.block_start.shape == (batch, queries)
+        and ranges.sinks.shape == (batch, keys)
+        and 0 <= ranges.query_offset <= keys - queries
+    )
+    parts = (query, key, value, ranges.visible_start, ranges.block_start, ranges.sinks)
+    kinds = [part.dtype for part in parts] == [*[query.dtype] * 3, torch.int32, torch.int32, torch.bool]
+    if not fits or not kinds or len({part.device for part in parts}) != 1:
+        shown = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts)
+        raise ProlocError(
+            "query, key, value, visible_start, block_start and sinks do not fit each other: "
+            f"{shown}, query_offset {ranges.query_offset}."
+        )
 
 
 def _outputs(query: Tensor, fidelity: bool, statistics: bool) -> Outputs:
