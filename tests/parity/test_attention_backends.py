@@ -293,7 +293,7 @@ def needs(**changes):
         ({"dropout": True, "wanted": "fidelity"}, "reference", "dropout is on"),
         ({"softcap": True, "wanted": "fidelity"}, "reference", "capped"),
         ({"contiguous": False}, "sdpa", "not contiguous"),
-        ({"device": "cuda", "wanted": "all"}, "reference", "not on cuda"),
+        ({"device": "mps", "wanted": "all"}, "reference", "not on mps"),
         ({"dtype": torch.float16, "wanted": "all"}, "reference", "float16"),
     ],
 )

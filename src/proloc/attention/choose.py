@@ -6,12 +6,12 @@ from typing import Literal, cast, get_args
 import torch
 
 from proloc.attention import reference, sdpa
-from proloc.attention.proof import BACKENDS, Fast, objection
+from proloc.attention.proof import BACKENDS, DEVICE, Fast, objection
 from proloc.attention.result import Backend, Wanted
 from proloc.errors import ProlocError
 
-Name = Literal["reference", "sdpa", "flash", "fused"]
-Requested = Literal["auto", "reference", "sdpa", "flash", "fused"]
+Name = Literal["reference", "sdpa", "flash", "fused", "triton"]
+Requested = Literal["auto", "reference", "sdpa", "flash", "fused", "triton"]
 
 SHORT = 128  # below this many keys two flash passes gain nothing over written-out weights
 
@@ -72,7 +72,7 @@ def choose(requested: Requested, needs: Needs) -> Choice:
             raise ProlocError(f"attention {requested!r} cannot be used here: {against}; 'auto' chooses one that can.")
         return Choice(requested, "it was asked for")
     objections: list[str] = []
-    fastest_first: tuple[Name, ...] = ("fused", "flash", "sdpa")
+    fastest_first: tuple[Name, ...] = ("triton", "sdpa") if needs.device == "cuda" else ("fused", "flash", "sdpa")
     for name in fastest_first:
         against = _against(name, needs)
         if name == "flash" and against is None and needs.keys < SHORT:
@@ -97,8 +97,8 @@ def _against(name: Name, needs: Needs) -> str | None:
         return "attention dropout is on (set attention_dropout or attn_pdrop to 0)"
     if not needs.contiguous:
         return "visible keys or blocks are not contiguous"
-    if needs.device != "cpu":
-        return f"it runs on the CPU, not on {needs.device}"
+    if needs.device != DEVICE[name]:
+        return f"it runs on {DEVICE[name]}, not on {needs.device}"
     if name == "flash" and (needs.windowed or 1 < needs.queries < needs.keys):
         return "it does neither sliding windows nor several queries after a cache"
     against: str | None = objection(name, needs.dtype)

@@ -29,19 +29,19 @@ TINY = 1e-12  # the length given to rows of dO that are 0
 class FlashKernel:
     """Two flash passes behind ``operator.Kernel``."""
 
-    def forward(self, qkv: Heads, ranges: KeyRanges, retain: float, scaling: float, outputs: Outputs) -> None:
+    def forward(self, qkv: Heads, ranges: KeyRanges, retain: Tensor, scaling: float, outputs: Outputs) -> None:
         output, lse, fidelity, sink_mass, entropy = outputs
-        plan = make_plan(ranges)
-        mixed, total, share = _mix(qkv, plan, retain, scaling, fidelity.numel() > 0)
+        plan, kept = make_plan(ranges), float(retain)
+        mixed, total, share = _mix(qkv, plan, kept, scaling, fidelity.numel() > 0)
         output.copy_(mixed.transpose(1, 2))
         lse.copy_(total)
         if fidelity.numel():
             fidelity.copy_(share)
         if entropy.numel():
             query, key, _ = (part.float() for part in qkv)
-            mean_key = _mix((query, key, key), plan, retain, scaling, True)[0]
-            dialled = share / (share + retain * (1 - share)).clamp_min(1e-30)
-            away = (1 - dialled) * math.log(retain) if retain > 0.0 else 0.0
+            mean_key = _mix((query, key, key), plan, kept, scaling, True)[0]
+            dialled = share / (share + kept * (1 - share)).clamp_min(1e-30)
+            away = (1 - dialled) * math.log(kept) if kept > 0.0 else 0.0
             nats = lse - scaling * (query * mean_key).sum(-1) - away
             entropy.copy_(nats.clamp_min(0.0) / math.log(2.0))
             sink_mass.copy_(_sink_mass(query, key, ranges, scaling, lse))
@@ -52,7 +52,7 @@ class FlashKernel:
         grad_fidelity: Tensor | None,
         qkv: Heads,
         ranges: KeyRanges,
-        retain: float,
+        retain: Tensor,
         scaling: float,
         output: Tensor,
         lse: Tensor,
@@ -61,7 +61,9 @@ class FlashKernel:
     ) -> None:
         exact = grads[0].dtype == torch.float32
         sums = [part.zero_() if exact else torch.zeros_like(part, dtype=torch.float32) for part in grads]
-        _add_gradients(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity, tuple(sums))
+        _add_gradients(
+            grad_output, grad_fidelity, qkv, ranges, float(retain), scaling, output, lse, fidelity, tuple(sums)
+        )
         if not exact:
             for grad, total in zip(grads, sums, strict=True):
                 grad.copy_(total)

@@ -50,11 +50,13 @@ class FusedKernel:
     """``fused.cpp`` behind ``operator.Kernel``; bfloat16 is computed in float32."""
 
     def forward(
-        self, qkv: tuple[Tensor, Tensor, Tensor], ranges: KeyRanges, retain: float, scaling: float, outputs: Outputs
+        self, qkv: tuple[Tensor, Tensor, Tensor], ranges: KeyRanges, retain: Tensor, scaling: float, outputs: Outputs
     ) -> None:
         output, lse, fidelity, sink_mass, entropy = outputs
         rows = {**_rows(qkv), "output": output.transpose(1, 2)}
-        _run("proloc_forward", rows, ranges, retain, scaling, lse, fidelity, sink_mass=sink_mass, entropy=entropy)
+        _run(
+            "proloc_forward", rows, ranges, float(retain), scaling, lse, fidelity, sink_mass=sink_mass, entropy=entropy
+        )
 
     def backward(
         self,
@@ -62,7 +64,7 @@ class FusedKernel:
         grad_fidelity: Tensor | None,
         qkv: tuple[Tensor, Tensor, Tensor],
         ranges: KeyRanges,
-        retain: float,
+        retain: Tensor,
         scaling: float,
         output: Tensor,
         lse: Tensor,
@@ -72,7 +74,7 @@ class FusedKernel:
         rows = {**_rows(qkv), "output": output.transpose(1, 2), "grad_output": _dense(grad_output).transpose(1, 2)}
         rows |= {f"grad_{name}": grad for name, grad in zip(_QKV, grads, strict=True)}
         extra = {} if grad_fidelity is None else {"grad_fidelity": grad_fidelity.float().contiguous()}
-        _run("proloc_backward", rows, ranges, retain, scaling, lse, fidelity, **extra)
+        _run("proloc_backward", rows, ranges, float(retain), scaling, lse, fidelity, **extra)
 
 
 def _run(

@@ -24,7 +24,7 @@ class Kernel(Protocol):
         self,
         qkv: tuple[Tensor, Tensor, Tensor],
         ranges: KeyRanges,
-        retain: float,
+        retain: Tensor,
         scaling: float,
         outputs: Outputs,
     ) -> None:
@@ -38,7 +38,7 @@ class Kernel(Protocol):
         grad_fidelity: Tensor | None,
         qkv: tuple[Tensor, Tensor, Tensor],
         ranges: KeyRanges,
-        retain: float,
+        retain: Tensor,
         scaling: float,
         output: Tensor,
         lse: Tensor,
@@ -55,10 +55,10 @@ class Operator:
     Args:
         name: of the operator in torch's registry, after "proloc::", and of the backend in messages.
         kernel: computes it.
-        device: where it runs.
+        device: where it runs; None = anywhere.
     """
 
-    def __init__(self, name: str, kernel: Kernel, device: str) -> None:
+    def __init__(self, name: str, kernel: Kernel, device: str | None) -> None:
         self._name = name
         self.registered = _register(name, kernel, device)
 
@@ -140,7 +140,7 @@ def _like(query: Tensor, key: Tensor, value: Tensor) -> Gradients:
     return query, key, value
 
 
-def _register(name: str, kernel: Kernel, device: str) -> Any:
+def _register(name: str, kernel: Kernel, device: str | None) -> Any:
     @torch.library.custom_op(f"proloc::{name}_attention", mutates_args=(), device_types=device)
     def forward(
         query: Tensor,
@@ -158,7 +158,7 @@ def _register(name: str, kernel: Kernel, device: str) -> Any:
         outputs = _outputs(query, fidelity, statistics)
         if query.numel():
             ranges = KeyRanges(visible_start, block_start, sinks, query_offset)
-            kernel.forward((query, key, value), ranges, float(retain), scaling, outputs)
+            kernel.forward((query, key, value), ranges, retain, scaling, outputs)
         return outputs
 
     @torch.library.custom_op(f"proloc::{name}_attention_backward", mutates_args=(), device_types=device)
@@ -184,8 +184,7 @@ def _register(name: str, kernel: Kernel, device: str) -> Any:
                 part.zero_()
             return grads
         ranges, qkv = KeyRanges(visible_start, block_start, sinks, query_offset), (query, key, value)
-        share = float(retain)
-        kernel.backward(grad_output, grad_fidelity, qkv, ranges, share, scaling, output, lse, fidelity, grads)
+        kernel.backward(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity, grads)
         return grads
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
