@@ -11,7 +11,6 @@ quartiles. Blocks have 64 tokens on average (8 to 120, ragged, different in ever
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -136,13 +135,19 @@ def flops_per_second() -> float:
 
 
 def peak_megabytes(name: str, length: int) -> float:
-    """How far forward and backward of one way raise the peak memory of a fresh process."""
-    found = ways(1, 64, torch.float32)[name]
-    found(True)  # loads and compiles what is loaded once
+    """How far forward and backward of one way raise the peak memory of a fresh process; Linux only."""
+    ways(1, 64, torch.float32)[name](True)  # loads and compiles what is loaded once
     way = ways(1, length, torch.float32)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status("VmRSS")
     way(True)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """A memory size of this process in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def processor() -> str:
@@ -151,7 +156,7 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16") if flag in fields.get("flags", "").split()]
     return f"{fields.get('model name', platform.machine())}, {' '.join(wide)}"
 

@@ -97,9 +97,7 @@ def _add_gradients(
         length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
     normalised = fidelity + retain * (1 - fidelity)
     slope = grad_fidelity * normalised / length.square()
-    query, key, value = qkv
-    still = (query, key, torch.zeros_like(value))
-    nothing = (grads[0], grads[1], torch.empty_like(grads[2]))
+    without_values = (qkv[0], qkv[1], torch.zeros_like(qkv[2])) if retain in (0.0, 1.0) else qkv
     if retain > 0.0:
         moved = _move(out, grad, slope * fidelity / retain)
         _backward(plan.visible, grad, qkv, moved, lse - math.log(retain), scaling, grads)
@@ -107,7 +105,7 @@ def _add_gradients(
         # u = exp(s - L) times -g F on every visible key, by a pass without values.
         moved = _move(torch.zeros_like(out), grad, slope)
         undialled = lse - fidelity.clamp_min(1e-30).log()
-        _backward(plan.visible, grad, still, moved, undialled, scaling, nothing)
+        _backward(plan.visible, grad, without_values, moved, undialled, scaling, grads[:2])
     if retain < 1.0:
         moved = _move(out, grad, -slope / (1 - retain))
         for calls in (plan.blocks, plan.sinks):
@@ -115,7 +113,7 @@ def _add_gradients(
     else:
         moved = _move(torch.zeros_like(out), grad, -slope)
         for calls in (plan.blocks, plan.sinks):
-            _backward(calls, grad, still, moved, lse, scaling, nothing)
+            _backward(calls, grad, without_values, moved, lse, scaling, grads[:2])
 
 
 def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +167,7 @@ def _call(call: Call, query: Tensor, key: Tensor, value: Tensor, scaling: float)
 def _backward(
     calls: list[Call], grad: Tensor, qkv: Heads, out: Tensor, lse: Tensor, scaling: float, grads: tuple[Tensor, ...]
 ) -> None:
-    """Add the gradients of some calls to ``grads``."""
+    """Add the gradients of some calls to ``grads``, of q, k and v or of q and k alone."""
     for call in calls:
         near = [part[call.rows, :, call.queries] for part in (grad, qkv[0], out)]
         parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -183,7 +181,7 @@ def _backward(
             scale=scaling,
         )
         places = (call.queries, call.keys, call.keys)
-        for whole, part, place in zip(grads, parts, places, strict=True):
+        for whole, part, place in zip(grads, parts, places, strict=False):
             whole[call.rows, :, place] += part
 
 

@@ -63,7 +63,7 @@ inline void micro(long depth, const float* a, long ai, long ak, const float* b, 
 #pragma GCC unroll 8
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) sum[i][n] = ADD ? load(c + i * ci + n * W) : Vec{};
+    for (int n = 0; n < N; n++) sum[i][n] = Vec{};
   for (long k = 0; k < depth; k++) {
     Vec row[N];
 #pragma GCC unroll 4
@@ -80,7 +80,10 @@ inline void micro(long depth, const float* a, long ai, long ak, const float* b, 
 #pragma GCC unroll 8
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) store(c + i * ci + n * W, sum[i][n]);
+    for (int n = 0; n < N; n++) {  // added at the end: sums of sums round less than one long sum
+      float* place = c + i * ci + n * W;
+      store(place, ADD ? load(place) + sum[i][n] : sum[i][n]);
+    }
 }
 
 template <int N, bool ADD>
@@ -227,7 +230,7 @@ struct Bound {  // one position per lane, with its range in every vector of lane
   int32_t most() const { return *std::max_element(max, max + C); }
 };
 
-// ALL: every visible key, away ones scaled. NEAR: home keys. SINKS: gathered sinks before the block. FAR: away keys only.
+// ALL: every visible key, away ones scaled. NEAR: home keys. SINKS: gathered sinks before the block. FAR: away keys.
 enum Phase { ALL, NEAR, SINKS, FAR };
 
 struct Tile {
@@ -328,6 +331,18 @@ inline Row classify(const Tile& tile, const Keys& keys, Phase phase, int row, in
   return r;
 }
 
+// retain = 2^exponent * factor: log2(retain) itself would round and move every away weight by up to 5e-7.
+struct Retained {
+  float exponent = 0.0f, factor = 1.0f, log_factor = 0.0f;
+  Retained() = default;
+  explicit Retained(double retain) {
+    int e;
+    factor = 2.0 * std::frexp(retain, &e);
+    exponent = e - 1;
+    log_factor = std::log2(factor);
+  }
+};
+
 struct State {  // running softmax of one query tile
   Vec max[C], home[C], away[C], sink[C], moment[C];  // moment = sum of p * log2 p
   State() {
@@ -341,8 +356,8 @@ struct Buffers {
 };
 
 template <bool STATISTICS>
-void soften(const Tile& tile, const Keys& keys, Phase phase, int from, const Strip* strips, int count, float log_retain,
-            float* scores, State& s, float* out, int width) {
+void soften(const Tile& tile, const Keys& keys, Phase phase, int from, const Strip* strips, int count,
+            const Retained& retained, float* scores, State& s, float* out, int width) {
   bool moved[C];
   Vec factor[C];
   for (int c = 0; c < C; c++) {
@@ -353,13 +368,13 @@ void soften(const Tile& tile, const Keys& keys, Phase phase, int from, const Str
       if (t->kind != MIXED) {
         Vec strip_top = load(x);
         for (int r = 1; r < t->count; r++) strip_top = larger(load(x + r * LANES), strip_top);
-        top = larger(t->kind == AWAY ? strip_top + log_retain : strip_top, top);
+        top = larger(t->kind == AWAY ? strip_top + retained.exponent : strip_top, top);
         continue;
       }
       for (int r = 0; r < t->count; r++) {
         const Row row = classify(tile, keys, phase, from + t->row + r, c);
         Vec v = load(x + r * LANES);
-        v = row.visible ? (row.home ? v : v + log_retain) : fill(NEVER);
+        v = row.visible ? (row.home ? v : v + retained.exponent) : fill(NEVER);
         store(x + r * LANES, v);
         top = larger(v, top);
       }
@@ -379,25 +394,27 @@ void soften(const Tile& tile, const Keys& keys, Phase phase, int from, const Str
       if (c < t->begin || c >= t->end) continue;
       float* x = scores + t->row * LANES + c * W;
       if (t->kind != MIXED) {
-        const Vec shift = t->kind == AWAY ? top - log_retain : top;
+        const Retained kept = t->kind == AWAY ? retained : Retained();
+        const Vec shift = top - kept.exponent;
         Vec sum{};
         for (int r = 0; r < t->count; r++) {
-          const Vec v = load(x + r * LANES) - shift, w = power_of_two(v);
+          const Vec v = load(x + r * LANES) - shift, w = power_of_two(v) * kept.factor;
           store(x + r * LANES, w);
           sum += w;
-          if (STATISTICS) moment += w * v;
+          if (STATISTICS) moment += w * (v + kept.log_factor);
         }
         (t->kind == AWAY ? away : home) += sum;
         continue;
       }
       for (int r = 0; r < t->count; r++) {
         const Row row = classify(tile, keys, phase, from + t->row + r, c);
-        const Vec v = load(x + r * LANES) - top, w = row.visible ? power_of_two(v) : Vec{};
+        const Vec v = load(x + r * LANES) - top, factor = row.home ? fill(1.0f) : fill(retained.factor);
+        const Vec w = row.visible ? power_of_two(v) * factor : Vec{};
         store(x + r * LANES, w);
         home += row.home ? w : Vec{};
         away += row.home ? Vec{} : w;
         if (STATISTICS) {
-          moment += row.visible ? w * v : Vec{};
+          moment += row.visible ? w * (row.home ? v : v + retained.log_factor) : Vec{};
           if (keys.sinks[keys.position(from + t->row + r)]) sink += w;
         }
       }
@@ -410,7 +427,7 @@ void soften(const Tile& tile, const Keys& keys, Phase phase, int from, const Str
       for (int d = 0; d < width; d++) store(out + d * LANES + c * W, load(out + d * LANES + c * W) * factor[c]);
 }
 
-void attend(const Tile& tile, const Keys& keys, Phase phase, int align, float log_retain, bool statistics,
+void attend(const Tile& tile, const Keys& keys, Phase phase, int align, const Retained& retained, bool statistics,
             const float* query, int width, Buffers& buffers, State& state, float* out) {
   Strip strips[2 * STRIPS + 2];
   float* scores = buffers.scores;
@@ -421,7 +438,7 @@ void attend(const Tile& tile, const Keys& keys, Phase phase, int align, float lo
       product<false>(n, vectors, width, keys.key + (from + row) * long(width), width, 1, query + lane, LANES,
                      scores + row * LANES + lane, LANES);
     });
-    (statistics ? soften<true> : soften<false>)(tile, keys, phase, from, strips, count, log_retain, scores, state, out,
+    (statistics ? soften<true> : soften<false>)(tile, keys, phase, from, strips, count, retained, scores, state, out,
                                                 width);
     if (!out) continue;
     merged(strips, count, [&](int row, int n, int lane, int vectors) {
@@ -487,14 +504,14 @@ void forward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, cons
   if (near_only) {
     std::vector<int32_t> positions;
     const Keys gathered = gather(p, tile, b, h / (p.heads / p.kv_heads), sinks, width, positions, buffers.gathered);
-    attend(tile, gathered, SINKS, 0, 0, statistics, query, width, buffers, state, out);
+    attend(tile, gathered, SINKS, 0, {}, statistics, query, width, buffers, state, out);
     const Keys near = between(tile.home.least(), stop, key, value, nullptr, nullptr, width, sinks);
-    attend(tile, near, NEAR, align, 0, statistics, query, width, buffers, state, out);
+    attend(tile, near, NEAR, align, {}, statistics, query, width, buffers, state, out);
     const Keys rest = between(tile.visible.least(), tile.home.most(), key, value, nullptr, nullptr, width, sinks);
-    if (p.fidelity) attend(tile, rest, FAR, align, 0, false, query, width, buffers, far, nullptr);
+    if (p.fidelity) attend(tile, rest, FAR, align, {}, false, query, width, buffers, far, nullptr);
   } else {
     const Keys all = between(tile.visible.least(), stop, key, value, nullptr, nullptr, width, sinks);
-    attend(tile, all, ALL, align, std::log2(float(p.retain)), statistics, query, width, buffers, state, out);
+    attend(tile, all, ALL, align, Retained(p.retain), statistics, query, width, buffers, state, out);
   }
   transpose(out, width, LANES, 1.0f, natural);
   for (int lane = 0; lane < tile.lanes; lane++) {
@@ -524,14 +541,14 @@ float scores_of(const float* query, const float* key, long count, int width, flo
   return top;
 }
 
-// Weights 2^(score - shift) in place of scores; returns their sum and adds sum of w log2 w to `moment`.
-float weights_of(float* scores, long count, float shift, float& moment) {
+// Weights retain * 2^(score - top) in place of scores; returns their sum and adds sum of w log2 w to `moment`.
+float weights_of(float* scores, long count, float top, const Retained& kept, float& moment) {
   Vec sum{}, moments{};
   for (long j = 0; j < count; j += W) {
-    const Vec v = load(scores + j) - shift, w = power_of_two(v);
+    const Vec v = load(scores + j) - (top - kept.exponent), w = power_of_two(v) * kept.factor;
     store(scores + j, w);
     sum += w;
-    moments += w * v;
+    moments += w * (v + kept.log_factor);
   }
   float total = 0.0f;
   for (int i = 0; i < W; i++) total += sum[i], moment += moments[i];
@@ -549,22 +566,23 @@ void forward_row(const Problem& p, int64_t b, int64_t h, int64_t q, const float*
   const bool near_only = p.retain == 0.0, far_wanted = !near_only || p.fidelity;
   const long block = stop - home, far = far_wanted ? home - visible : 0;
   float* query = buffers.tile.get(2 * width + gathered.count + block + far + 4 * W);
-  float *out = query + width, *sink_scores = out + width, *block_scores = sink_scores + (gathered.count + W - 1) / W * W,
+  float *out = query + width, *sink_scores = out + width;
+  float *block_scores = sink_scores + (gathered.count + W - 1) / W * W,
         *far_scores = block_scores + (block + W - 1) / W * W;
   row_of(p, p.query, b, h, q, width, query);
   for (int d = 0; d < width; d++) query[d] *= p.scaling * 1.4426950408889634, out[d] = 0.0f;
 
-  const float log_retain = near_only ? 0.0f : std::log2(float(p.retain));
+  const Retained retained = near_only ? Retained() : Retained(p.retain);
   float top = scores_of(query, gathered.key, gathered.count, width, sink_scores);
   top = std::max(top, scores_of(query, key + home * long(width), block, width, block_scores));
   float far_top = scores_of(query, key + visible * long(width), far, width, far_scores);
   for (int32_t j : positions)
     if (far_wanted) far_scores[j - visible] = NEVER;  // counted as sinks
-  if (!near_only) far_top = top = std::max(top, far_top + log_retain);
+  if (!near_only) far_top = top = std::max(top, far_top + retained.exponent);
   float moment = 0.0f, unused = 0.0f;
-  const float before = weights_of(sink_scores, gathered.count, top, moment);
-  const float near = before + weights_of(block_scores, block, top, moment);
-  const float away = weights_of(far_scores, far, near_only ? far_top : top - log_retain, near_only ? unused : moment);
+  const float before = weights_of(sink_scores, gathered.count, top, {}, moment);
+  const float near = before + weights_of(block_scores, block, top, {}, moment);
+  const float away = weights_of(far_scores, far, far_top, retained, near_only ? unused : moment);
   float sink = before;
   for (int32_t j = home; j < stop; j++)
     if (sinks[j]) sink += block_scores[j - home];
@@ -586,8 +604,9 @@ struct Gradients {  // what the backward pass of one query tile needs, per lane
   alignas(64) float far_lse[LANES], far[LANES];            // FAR: dS = -far * 2^(score - far_lse)
 };
 
-void backpropagate(const Tile& tile, const Keys& keys, Phase phase, int align, float log_retain, const Gradients& g,
-                   const float* query, const float* natural, const float* grad_out, const float* grad_natural,
+void backpropagate(const Tile& tile, const Keys& keys, Phase phase, int align, const Retained& retained,
+                   const Gradients& g, const float* query, const float* natural, const float* grad_out,
+                   const float* grad_natural,
                    int width, Buffers& buffers, float* grad_query) {
   Strip strips[2 * STRIPS + 2];
   float *p = buffers.scores, *ds = buffers.other;
@@ -608,9 +627,10 @@ void backpropagate(const Tile& tile, const Keys& keys, Phase phase, int align, f
         const Vec home = load(g.home + c * W), away = load((phase == FAR ? g.far : g.away) + c * W);
         float *x = p + t->row * LANES + c * W, *y = ds + t->row * LANES + c * W;
         if (t->kind != MIXED && phase != FAR) {
-          const Vec shift = t->kind == AWAY ? lse - log_retain : lse, sub = t->kind == AWAY ? away : home;
+          const Retained kept = t->kind == AWAY ? retained : Retained();
+          const Vec shift = lse - kept.exponent, sub = t->kind == AWAY ? away : home;
           for (int r = 0; r < t->count; r++) {
-            const Vec w = power_of_two(load(x + r * LANES) - shift);
+            const Vec w = power_of_two(load(x + r * LANES) - shift) * kept.factor;
             store(x + r * LANES, w);
             store(y + r * LANES, w * (load(y + r * LANES) - sub));
           }
@@ -623,7 +643,9 @@ void backpropagate(const Tile& tile, const Keys& keys, Phase phase, int align, f
             store(y + r * LANES, row.visible ? -away * power_of_two(v - lse) : Vec{});
             continue;
           }
-          const Vec w = row.visible ? power_of_two((row.home ? v : v + log_retain) - lse) : Vec{};
+          const Vec shift = row.home ? lse : lse - retained.exponent;
+          const Vec factor = row.home ? fill(1.0f) : fill(retained.factor);
+          const Vec w = row.visible ? power_of_two(v - shift) * factor : Vec{};
           store(x + r * LANES, w);
           store(y + r * LANES, row.visible ? w * (load(y + r * LANES) - (row.home ? home : away)) : Vec{});
         }
@@ -679,9 +701,10 @@ void backward_tile(const Problem& p, const Tile& tile, int64_t b, int64_t h, con
 
   const uint8_t* sinks = p.sinks + b * p.keys;
   const int align = tile.position.lane[0], stop = tile.position.most() + 1;
+  const Retained retained = near_only ? Retained() : Retained(p.retain);
   const auto run = [&](const Keys& keys, Phase phase) {
-    backpropagate(tile, keys, phase, phase == SINKS ? 0 : align, near_only ? 0.0f : std::log2(retain), g, query, natural,
-                  grad_out, grad_natural, width, buffers, grad_query);
+    backpropagate(tile, keys, phase, phase == SINKS ? 0 : align, retained, g, query, natural, grad_out, grad_natural,
+                  width, buffers, grad_query);
   };
   if (near_only) {
     std::vector<int32_t> positions;
@@ -740,7 +763,8 @@ extern "C" void proloc_forward(const Problem* problem) {
     const int64_t stop = p.query_offset + std::min(end * LANES, p.queries);
     // Sinks are gathered by themselves, so without the dial's away keys nothing before the blocks is touched.
     const int32_t* start = (p.retain == 0.0 && !p.fidelity ? p.block_start : p.visible_start) + b * p.queries;
-    const int64_t from = std::max(0, *std::min_element(start + begin * LANES, start + std::min(end * LANES, p.queries)));
+    const int32_t* last = start + std::min(end * LANES, p.queries);
+    const int64_t from = std::max(0, *std::min_element(start + begin * LANES, last));
     const float* key = rows(p, p.key, b, kv, from, stop, width, buffers.key);
     const float* value = rows(p, p.value, b, kv, from, stop, width, buffers.value);
     if (p.queries <= FEW) {
