@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -743,7 +744,13 @@ void in_parallel(int64_t units, int64_t threads, F work) {
     for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, buffers);
   };
   std::vector<std::thread> helpers;
-  for (int64_t i = 1; i < std::min(units, threads); i++) helpers.emplace_back(loop);
+  for (int64_t i = 1; i < std::min(units, threads); i++) {
+    try {
+      helpers.emplace_back(loop);
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had; those there are do the work
+    }
+  }
   loop();
   for (auto& helper : helpers) helper.join();
 }
