@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from proloc.attention.reference import Attended
-from proloc.locality import HIDDEN, HOME, SINK, entropy_bits, fidelity
+from proloc.attention import Attention, Keys
+from proloc.errors import ProlocError
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,18 @@ class AttentionStatistics:
     entropy_bits: Tensor
 
 
-def measure(attended: Attended, relation: Tensor) -> AttentionStatistics:
-    """All statistics of one layer from its weights and the relation of its keys, uint8 ``[batch, 1, query, key]``."""
-    weights = attended.weights
-    near = (relation >= HOME).sum(dim=-1)
-    visible = (relation != HIDDEN).sum(dim=-1).clamp_min(1)
-    return AttentionStatistics(
-        fidelity=fidelity(weights, relation),
-        fidelity_undialled=fidelity(attended.undialled_weights, relation),
-        home_mass=(weights * (relation == HOME)).sum(dim=-1),
-        sink_mass=(weights * (relation == SINK)).sum(dim=-1),
-        uniform=(near / visible).expand(weights.shape[:3]),
-        entropy_bits=entropy_bits(weights),
-    )
+def measure(attention: Attention, keys: Keys) -> AttentionStatistics:
+    """All statistics of one layer; no T x T matrix is needed for them.
+
+    Raises:
+        ProlocError: the attention was computed without all statistics.
+    """
+    fidelity, undialled, home_mass = attention.fidelity, attention.fidelity_undialled, attention.home_mass
+    sink_mass, entropy = attention.sink_mass, attention.entropy_bits
+    if fidelity is None or undialled is None or home_mass is None or sink_mass is None or entropy is None:
+        raise ProlocError('attention was computed without statistics; ask for wanted="all".')
+    uniform = keys.uniform()[:, None].expand(undialled.shape)
+    return AttentionStatistics(fidelity, undialled, home_mass, sink_mass, uniform, entropy)
 
 
 class Averages:

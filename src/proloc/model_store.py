@@ -9,7 +9,6 @@ import hashlib
 import importlib.resources
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proloc.errors import ProlocError
+from proloc.home import cache_dir
 
 BUILTIN = "builtin"
 SMOLLM2 = "smollm2-135m"
@@ -47,15 +47,6 @@ class ModelEntry:
     name: str
     description: str
     path: Path | None
-
-
-def cache_dir() -> Path:
-    """``$PROLOC_HOME``, else ``$XDG_CACHE_HOME/proloc``, else ``~/.cache/proloc``."""
-    if home := os.environ.get("PROLOC_HOME"):
-        return Path(home).expanduser()
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache).expanduser() / "proloc"
-    return Path.home() / ".cache" / "proloc"
 
 
 def list_models() -> list[ModelEntry]:

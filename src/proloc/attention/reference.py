@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proloc.locality import AWAY, HIDDEN
+from proloc.attention.keys import Keys
+from proloc.attention.layout import KeyRanges
+from proloc.attention.result import Attention, Wanted
+from proloc.locality import AWAY, HIDDEN, SINK, entropy_bits, fidelity
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,28 @@ def attend(
     weights = torch.softmax(dialled_scores, dim=-1)
     dropped = torch.nn.functional.dropout(weights.to(query.dtype), dropout)
     return Attended(torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights, undialled)
+
+
+def attend_ranges(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ranges: KeyRanges | Keys,
+    retain: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    wanted: Wanted = "nothing",
+) -> Attention:
+    """``attend`` behind the interface of ``result.Backend``; here entropy and sink mass have gradients too."""
+    relation = ranges.relation()
+    attended = attend(query, key, value, relation, retain, scaling=scaling, dropout=dropout, softcap=softcap)
+    weights = attended.weights
+    if wanted == "nothing":
+        return Attention(attended.output, retain, weights=weights)
+    undialled = fidelity(attended.undialled_weights, relation)
+    if wanted == "fidelity":
+        return Attention(attended.output, retain, undialled, weights=weights)
+    sink_mass = (weights * (relation == SINK)).sum(dim=-1)
+    return Attention(attended.output, retain, undialled, sink_mass, entropy_bits(weights), weights)

@@ -86,10 +86,11 @@ def _decoded(subject: Subject, **how: Any) -> Outcome:
 def _generate(subject: Subject, position: float | None, ids: Tensor, **how: Any) -> Any:
     """Exactly ``NEW_TOKENS`` new tokens; position None = the stock model."""
     model = subject.stock if position is None else subject.twin()
+    beyond_vocabulary = model.get_input_embeddings().weight.shape[0]  # never chosen, so nothing ends early
     how = {"do_sample": False, "attention_mask": torch.ones_like(ids), **how}
     with torch.random.fork_rng(), torch.no_grad(), dial(subject.twin(), position or 0.0):
         torch.manual_seed(0)
         return model.generate(
-            ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0,
+            ids, max_new_tokens=NEW_TOKENS, eos_token_id=beyond_vocabulary, pad_token_id=0,
             return_dict_in_generate=True, disable_compile=True, **how,
         )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from proloc.attention import Backend
+from proloc.attention import Requested
 from proloc.blocks import Partitioner
 from proloc.check.oracle import Oracle
 from proloc.errors import ProlocError
@@ -57,7 +57,7 @@ class Subject:
     def length(self) -> int:
         return self.ids.shape[1]
 
-    def twin(self, schedule: Schedule = GRADED, attention: Backend = "auto") -> PreTrainedModel:
+    def twin(self, schedule: Schedule = GRADED, attention: Requested = "auto") -> PreTrainedModel:
         """A localised copy that shares the weights of the stock model."""
         key = (repr(schedule), attention)
         if key not in self._twins:

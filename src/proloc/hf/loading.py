@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
-from proloc.attention import Backend
+from proloc.attention import Requested
 from proloc.hf.localize import localize
 from proloc.hf.persistence import TENSORS_FILE, Setting, build_blocks, build_schedule, enter_setting, read_setting
 from proloc.hf.state import find_state
@@ -15,7 +15,7 @@ from proloc.hf.state import find_state
 WHERE = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
-def from_pretrained(name: str | Path, *, attention: Backend = "auto", **kwargs: Any) -> PreTrainedModel:
+def from_pretrained(name: str | Path, *, attention: Requested = "auto", **kwargs: Any) -> PreTrainedModel:
     """Load a localised model that ``save_pretrained`` wrote, with its schedule, blocks, sinks, dial and figures.
 
     Adapters that PEFT saved load too, where the model they were made for is a saved localised one.

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import find_packed_sequence_indices
 
-from proloc.attention import Backend
+from proloc.attention import Requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
 from proloc.hf import persistence, routing
 from proloc.hf.card import save_card
-from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
+from proloc.hf.state import ATTRIBUTE, Current, LocalityState, current_layout
 from proloc.locality import Layout
 from proloc.schedule import Schedule
 
@@ -29,7 +29,7 @@ def localize(
     blocks: Partitioner,
     *,
     sinks: int = 1,
-    attention: Backend = "auto",
+    attention: Requested = "auto",
 ) -> PreTrainedModel:
     """Give a Hugging Face decoder a locality schedule and a dial, which starts at 1.
 
@@ -42,7 +42,8 @@ def localize(
         schedule: locality of every layer.
         blocks: a causal partitioner.
         sinks: that many first tokens of every sequence can always be read.
-        attention: "reference" (bit-equal to eager at dial 0), "sdpa", or "auto": reference when weights are wanted.
+        attention: "auto" takes the fastest that can do what is asked, see ``describe``; "reference" equals eager attention
+            bit for bit at dial 0; "fused", "flash", "triton" or "sdpa" are used or refused.
 
     Returns:
         the same object.
@@ -140,7 +141,7 @@ class LocalisedModel:
         use_cache = arguments.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", False)  # type: ignore[attr-defined]
-        token = current_layout.set(_layout(state, block_ids, arguments, use_cache=use_cache))
+        token = current_layout.set(Current(_layout(state, block_ids, arguments, use_cache=use_cache)))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -169,7 +170,7 @@ class LocalisedModel:
             )
         state: LocalityState = self.__dict__[ATTRIBUTE]
         layout = state.layout(input_ids, block_ids, _valid(kwargs.get("attention_mask"), input_ids), None)
-        token = current_layout.set(layout)
+        token = current_layout.set(Current(layout, prepared=True))
         try:
             prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         finally:

@@ -2,8 +2,8 @@
 
 Registering the attention alone would make transformers build no mask at all, and causality and padding would be lost in
 silence; so the mask function is registered under the same name. It turns the visibility transformers computes (causal,
-padding, windows, packing, caches) into the relation of ``locality.relate``, which then travels through the layers as
-their ordinary mask argument.
+padding, windows, packing, caches) and the blocks into ``attention.Keys``, which then travel through the layers as their
+ordinary mask argument.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import causal_mask_function
 
-from proloc.attention import reference, sdpa, select
+from proloc.attention import KeyRanges, Keys, Needs, choose
 from proloc.errors import ProlocError
 from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
+from proloc.hf.visibility import MaskRequest, visible_starts
 from proloc.locality import Layout, relate
 
 NAME = "proloc"
@@ -35,7 +36,8 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def relation_mask(
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def keys_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -45,34 +47,42 @@ def relation_mask(
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
     **kwargs: Any,
-) -> Tensor:
-    """The relation of every query and key, uint8 ``[batch, 1, query, key]`` (see ``locality``).
+) -> Keys | Tensor:
+    """What the layers get as their mask: the keys of the batch; prepared in advance (static caches), as a matrix.
 
     Raises:
         ProlocError: the model's layers were called without going through the localised model.
     """
-    layout = _current_layout()
-    if layout is None:
+    current = current_layout.get()
+    if current is None:
         raise ProlocError(NOT_LOCALISED)
-    visible = sdpa_mask(
+    request = MaskRequest(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
+        q_offset=int(q_offset),
+        kv_offset=int(kv_offset),
         mask_function=mask_function,
         attention_mask=attention_mask,
-        allow_is_causal_skip=False,
         use_vmap=kwargs.get("use_vmap", False),
         device=device,
     )
-    positions = torch.arange(q_length, device=device) + q_offset - kv_offset
-    return relate(_key_window(layout, kv_offset, kv_length), positions, visible)
+    layout = _key_window(current.layout, request.kv_offset, kv_length)
 
+    def relation() -> Tensor:
+        return relate(layout, request.query_positions(), request.visible())
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _current_layout() -> Layout | None:
-    return current_layout.get()
+    if current.prepared:
+        return relation()
+    starts = visible_starts(request)
+    windowed = starts is not None and kwargs.get("local_size") is not None
+    try:
+        ranges = None if starts is None else KeyRanges.from_blocks(
+            layout.block_ids, layout.sinks, starts, request.q_offset - request.kv_offset
+        )  # fmt: skip
+    except ProlocError:  # blocks that are not contiguous
+        ranges = None
+    return Keys(ranges, relation, windowed=windowed)
 
 
 def _key_window(layout: Layout, start: int, length: int) -> Layout:
@@ -90,7 +100,7 @@ def dialled_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Keys | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -103,7 +113,11 @@ def dialled_attention(
     Raises:
         ProlocError: a mask that is not ours, or an argument that is not implemented.
     """
-    if attention_mask is None or attention_mask.dtype != torch.uint8:
+    if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.uint8:
+        keys = Keys.of_relation(attention_mask)
+    elif isinstance(attention_mask, Keys):
+        keys = attention_mask
+    else:
         raise ProlocError(
             "a localised model takes 2D attention masks [batch, seq] only, not one prepared by the caller."
         )
@@ -129,20 +143,51 @@ def dialled_attention(
             "computed a layer again; call backward() inside the same `with dial(...)`."
         )
     recorder = state.recorder
-    recorded = recorder.wants(state.localities[layer])
-    backend = select(state.backend, weights_wanted=recorded or state.weights_asked_for, softcap=softcap is not None)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    arguments = (query, key, value, attention_mask, state.retain[layer])
-    if backend == "sdpa":
-        return sdpa.attend(*arguments, scaling=scaling, dropout=dropout), None
-    attended = reference.attend(*arguments, scaling=scaling, dropout=dropout, softcap=softcap)
-    if recorded:
+    wanted = recorder.wants(state.localities[layer])
+    query, key, value = _of_one_type(query, key, value)
+    choice = choose(
+        state.requested,
+        Needs(
+            device=query.device.type,
+            dtype=query.dtype,
+            queries=query.shape[2],
+            keys=key.shape[2],
+            wanted=wanted,
+            weights=state.weights_asked_for or recorder.keep_weights,
+            dropout=dropout > 0.0,
+            softcap=softcap is not None,
+            contiguous=keys.ranges is not None,
+            windowed=keys.windowed,
+        ),
+    )
+    attention = choice.attend(
+        query,
+        key,
+        value,
+        choice.keys_for(keys),
+        state.retain[layer],
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=dropout,
+        softcap=softcap,
+        wanted=wanted,
+    )
+    if not torch.compiler.is_compiling():
+        state.chosen[layer] = choice
+    if wanted != "nothing":
         # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
-        recorder.record(layer, attended, attention_mask)
-    return attended.output, attended.weights.to(query.dtype)
+        recorder.record(layer, attention, keys)
+    return attention.output, None if attention.weights is None else attention.weights.to(query.dtype)
+
+
+def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast queries, keys and values may differ in type, which torch's own operators settle by themselves."""
+    device = parts[0].device.type
+    if torch.is_autocast_enabled(device) and len({part.dtype for part in parts}) > 1:
+        return tuple(part.to(torch.get_autocast_dtype(device)) for part in parts)
+    return parts
 
 
 def register() -> None:
     """Enter both functions in transformers' registries; doing it again changes nothing."""
     AttentionInterface.register(NAME, dialled_attention)
-    AttentionMaskInterface.register(NAME, relation_mask)
+    AttentionMaskInterface.register(NAME, keys_mask)

@@ -9,19 +9,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from proloc.attention import Backend, check_backend
-from proloc.attention.reference import Attended
+from proloc.attention import Attention, Choice, Keys, Requested, Wanted, check_requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
-from proloc.locality import Layout, fidelity, mark_sinks, retained
+from proloc.locality import Layout, mark_sinks, retained
 from proloc.metrics import AttentionStatistics, measure
 from proloc.schedule import Schedule
 
 ATTRIBUTE = "_proloc_state"
 
+
+@dataclass(frozen=True)
+class Current:
+    """The blocks of the forward pass that is running.
+
+    Attributes:
+        layout: of past and query tokens.
+        prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
+    """
+
+    layout: Layout
+    prepared: bool = False
+
+
 # Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
 # (checkpointing), when it is gone, so what they need travels in their arguments.
-current_layout: ContextVar[Layout | None] = ContextVar("proloc_layout", default=None)
+current_layout: ContextVar[Current | None] = ContextVar("proloc_layout", default=None)
 
 
 @dataclass
@@ -38,7 +51,7 @@ class Recorder:
         keep_weights: for pictures of single passages.
     """
 
-    wanted: Literal["nothing", "fidelity", "all"] = "nothing"
+    wanted: Wanted = "nothing"
     fidelity: dict[int, Tensor] = field(default_factory=dict)
     layers: dict[int, AttentionStatistics] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
@@ -48,26 +61,27 @@ class Recorder:
         for kept in (self.fidelity, self.layers, self.weights):
             kept.clear()
 
-    def record(self, layer: int, attended: Attended, relation: Tensor) -> None:
+    def record(self, layer: int, attention: Attention, keys: Keys) -> None:
         """Keep what is wanted of one layer."""
         if self.wanted == "all":
-            statistics = measure(attended, relation)
-            self.layers.setdefault(layer, statistics)
-            self.fidelity.setdefault(layer, statistics.fidelity_undialled)
-        elif self.wanted == "fidelity":
-            self.fidelity.setdefault(layer, fidelity(attended.undialled_weights, relation))
-        if self.keep_weights:
-            self.weights.setdefault(layer, attended.weights.detach())
+            self.layers.setdefault(layer, measure(attention, keys))
+        if attention.fidelity_undialled is not None:
+            self.fidelity.setdefault(layer, attention.fidelity_undialled)
+        if self.keep_weights and attention.weights is not None:
+            self.weights.setdefault(layer, attention.weights.detach())
 
-    def wants(self, locality: float) -> bool:
-        return self.wanted == "all" or (self.wanted == "fidelity" and locality > 0.0)
+    def wants(self, locality: float) -> Wanted:
+        """What is wanted of a layer of this locality."""
+        return "nothing" if self.wanted == "fidelity" and locality == 0.0 else self.wanted
 
 
 class LocalityState:
     """Schedule, partitioner, sinks and dial of one localised model."""
 
-    def __init__(self, schedule: Schedule, blocks: Partitioner, sinks: int, backend: Backend, num_layers: int) -> None:
-        check_backend(backend)
+    def __init__(
+        self, schedule: Schedule, blocks: Partitioner, sinks: int, requested: Requested, num_layers: int
+    ) -> None:
+        check_requested(requested)
         if not isinstance(sinks, int) or sinks < 0:
             raise ProlocError(f"sinks is {sinks!r}; it must be a whole number, 0 or more.")
         if not blocks.causal:
@@ -78,7 +92,8 @@ class LocalityState:
         self.schedule = schedule
         self.blocks = blocks
         self.sinks = sinks
-        self.backend: Backend = backend
+        self.requested: Requested = requested
+        self.chosen: dict[int, Choice] = {}  # by layer, in the latest forward pass
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
         self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
@@ -172,5 +187,6 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "dial": state.dial,
         "blocks": state.blocks.kind,
         "sinks": state.sinks,
-        "attention": state.backend,
+        "attention": state.requested,
+        "computed_by": sorted({f"{each.name}: {each.reason}" for each in state.chosen.values()}),
     }

@@ -1,0 +1,115 @@
+"""Which backend computes a layer, and why; never another one than asked for, and never in silence."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+from proloc.attention import reference, sdpa
+from proloc.attention.keys import Keys
+from proloc.attention.proof import BACKENDS, DEVICE, Fast, objection
+from proloc.attention.result import Backend, Wanted
+from proloc.errors import ProlocError
+
+Name = Literal["reference", "sdpa", "flash", "fused", "triton"]
+Requested = Literal["auto", "reference", "sdpa", "flash", "fused", "triton"]
+
+SHORT = 128  # below this many keys two flash passes gain nothing over written-out weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What one layer is asked for.
+
+    Attributes:
+        device: type of device, "cpu" or "cuda".
+        dtype: of the queries.
+        queries: how many.
+        keys: how many.
+        wanted: statistics.
+        weights: somebody wants the weights themselves.
+        dropout: attention dropout is on.
+        softcap: the scores are capped.
+        contiguous: visible keys and blocks are ranges (``layout.KeyRanges``).
+        windowed: some queries do not see back to the start of their text.
+    """
+
+    device: str
+    dtype: torch.dtype
+    queries: int
+    keys: int
+    wanted: Wanted = "nothing"
+    weights: bool = False
+    dropout: bool = False
+    softcap: bool = False
+    contiguous: bool = True
+    windowed: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and the reason for it."""
+
+    name: Name
+    reason: str
+
+    @property
+    def attend(self) -> Backend:
+        """The backend itself."""
+        slow: dict[str, Backend] = {"reference": reference.attend_ranges, "sdpa": sdpa.attend_ranges}
+        return slow[self.name] if self.name in slow else BACKENDS[cast(Fast, self.name)]
+
+    def keys_for(self, keys: Keys) -> Any:
+        """What this backend takes: the ranges, or, where it needs a matrix, the keys that can make one."""
+        return keys if self.name in ("reference", "sdpa") else keys.ranges
+
+
+def check_requested(name: str) -> None:
+    """Raise a ProlocError unless ``name`` is an attention that there is."""
+    if name not in get_args(Requested):
+        raise ProlocError(f"there is no attention {name!r}; choose one of {', '.join(get_args(Requested))}.")
+
+
+def choose(requested: Requested, needs: Needs) -> Choice:
+    """The backend for a layer: the fastest that can do it, or the one asked for.
+
+    Raises:
+        ProlocError: an unknown name, or the backend asked for cannot do what is needed.
+    """
+    check_requested(requested)
+    if requested != "auto":
+        if against := _against(requested, needs):
+            raise ProlocError(f"attention {requested!r} cannot be used here: {against}; 'auto' chooses one that can.")
+        return Choice(requested, "it was asked for")
+    objections: list[str] = []
+    fastest_first: tuple[Name, ...] = ("triton", "sdpa") if needs.device == "cuda" else ("fused", "flash", "sdpa")
+    for name in fastest_first:
+        against = _against(name, needs)
+        if name == "flash" and against is None and needs.keys < SHORT:
+            against = f"it gains nothing below {SHORT} keys"
+        if against is None:
+            return Choice(name, "; ".join(objections) or "the fastest there is")
+        objections.append(f"not {name}: {against}")
+    return Choice("reference", "; ".join(objections))
+
+
+def _against(name: Name, needs: Needs) -> str | None:
+    """Why a backend cannot do what is needed, or None."""
+    if name == "reference":
+        return None
+    if needs.weights:
+        return "somebody wants the weights"
+    if needs.softcap:
+        return "the scores are capped"
+    if name == "sdpa":
+        return None if needs.wanted == "nothing" else "it has no weights to measure"
+    if needs.dropout:
+        return "attention dropout is on (set attention_dropout or attn_pdrop to 0)"
+    if not needs.contiguous:
+        return "visible keys or blocks are not contiguous"
+    if needs.device != DEVICE[name]:
+        return f"it runs on {DEVICE[name]}, not on {needs.device}"
+    if name == "flash" and (needs.windowed or 1 < needs.queries < needs.keys):
+        return "it does neither sliding windows nor several queries after a cache"
+    against: str | None = objection(name, needs.dtype)
+    return against

@@ -1,0 +1,57 @@
+"""The keys of a batch as the attention backends see them: as ranges, and as a matrix only if somebody needs one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proloc.attention.layout import KeyRanges
+from proloc.locality import HIDDEN, HOME
+
+
+class Keys:
+    """What every query may read and how it is related to it; all layers with the same window share one.
+
+    It travels through a model in place of its attention mask. Code that slices it like a 4D mask gets the matrix.
+
+    Args:
+        ranges: None where visible keys or blocks are not contiguous.
+        relation: makes the uint8 matrix ``[batch, 1, query, key]`` of ``locality.relate``; called once, if at all.
+        windowed: some queries do not see back to the start of their text.
+    """
+
+    def __init__(self, ranges: KeyRanges | None, relation: Callable[[], Tensor], *, windowed: bool = False) -> None:
+        self.ranges = ranges
+        self.windowed = windowed
+        self._make = relation
+        self._relation: Tensor | None = None
+
+    @classmethod
+    def of_relation(cls, relation: Tensor) -> "Keys":
+        """Keys of which only the matrix is known."""
+        return cls(None, lambda: relation)
+
+    def relation(self) -> Tensor:
+        """Uint8 ``[batch, 1, query, key]`` of HIDDEN, AWAY, HOME and SINK."""
+        if self._relation is None:
+            self._relation = self._make()
+        return self._relation
+
+    def uniform(self) -> Tensor:
+        """Share of the visible keys that are home or sink, ``[batch, query]``: the fidelity of uniform attention."""
+        if self.ranges is not None:
+            return self.ranges.uniform()
+        relation = self.relation()[:, 0]
+        return (relation >= HOME).sum(dim=-1) / (relation != HIDDEN).sum(dim=-1).clamp_min(1)
+
+    def to(self, device: torch.device | str, *_: Any, **__: Any) -> "Keys":
+        """The same on another device; its numbers keep their types, whatever else is asked for."""
+        ranges = self.ranges
+        if ranges is not None:
+            start, block, sinks = (part.to(device) for part in (ranges.visible_start, ranges.block_start, ranges.sinks))
+            ranges = KeyRanges(start, block, sinks, ranges.query_offset)
+        return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.relation()[index]
