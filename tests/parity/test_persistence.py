@@ -79,6 +79,7 @@ def test_a_model_of_format_1_loads_and_gives_its_logits():
         "blocks": "drift",
         "sinks": 2,
         "attention": "reference",
+        "computed_by": [],
     }
     assert torch.equal(find_state(model).blocks(expected["input_ids"]), expected["block_ids"])
     torch.testing.assert_close(logits(model, expected["input_ids"]), expected["logits"], rtol=0, atol=1e-5)

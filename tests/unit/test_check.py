@@ -1,5 +1,6 @@
 """A check that cannot fail shows nothing: every way of being wrong is found."""
 
+import functools
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import proloc
 from proloc import cli
-from proloc.attention import reference, sdpa
+from proloc.attention import Choice, KeyRanges
 from proloc.check import WAYS, Finding, Subject, check_model, report_dict, run_way
 from proloc.check.finding import Outcome, difference, worst
 from proloc.check.table import conclusion
@@ -31,6 +32,12 @@ def verdict(name, examined=None):
 def patch_relation(monkeypatch, change):
     real = routing.relate
     monkeypatch.setattr(routing, "relate", lambda layout, positions, visible: change(real, layout, positions, visible))
+
+
+def patch_attention(monkeypatch, change):
+    """Change every backend that the automatic choice may take."""
+    real = Choice.attend.fget
+    monkeypatch.setattr(Choice, "attend", property(lambda self: functools.partial(change, real(self))))
 
 
 def test_a_sound_model_passes():
@@ -84,21 +91,20 @@ def test_layers_that_mix_up_their_localities_are_found(monkeypatch):
 
 
 def test_a_fast_path_that_differs_from_the_reference_is_found(monkeypatch):
-    real = sdpa.attend
-    monkeypatch.setattr(sdpa, "attend", lambda *args, **kwargs: 1.01 * real(*args, **kwargs))
+    patch_attention(monkeypatch, lambda real, q, *args, **kwargs: real(1.01 * q, *args, **kwargs))
     assert verdict("dial") == "FAILED"
     assert verdict("dynamic cache") == "FAILED"
 
 
 def test_wrong_positions_in_a_cache_are_found(monkeypatch):
-    patch_relation(monkeypatch, lambda real, layout, at, visible: real(layout, torch.arange(len(at)), visible))
+    real = KeyRanges.from_blocks
+    monkeypatch.setattr(KeyRanges, "from_blocks", lambda blocks, sinks, starts, _: real(blocks, sinks, starts))
     assert verdict("dynamic cache") == "FAILED"
     assert verdict("dial") in ("exact", "equal"), "a forward pass without a cache does not notice"
 
 
 def test_a_gradient_that_is_cut_is_found(monkeypatch):
-    real = sdpa.attend
-    monkeypatch.setattr(sdpa, "attend", lambda q, *args, **kwargs: real(q.detach(), *args, **kwargs))
+    patch_attention(monkeypatch, lambda real, q, *args, **kwargs: real(q.detach(), *args, **kwargs))
     assert verdict("gradients") == "FAILED"
 
 
@@ -129,15 +135,13 @@ def test_a_saved_model_that_forgets_its_sinks_is_found(monkeypatch):
 
 
 def test_compilation_for_every_position_is_found(monkeypatch):
-    real = reference.attend, sdpa.attend
-    state = {}
-
-    def specialised(q, k, v, relation, retain, **kwargs):
-        return real[1](q, k, v, relation, torch.tensor(state["find"]().dial), **kwargs)
-
     examined = subject()
-    state["find"] = lambda: examined.twin().__dict__["_proloc_state"]
-    monkeypatch.setattr(sdpa, "attend", specialised)
+    state = examined.twin().__dict__["_proloc_state"]
+
+    def specialised(real, q, k, v, ranges, retain, **kwargs):
+        return real(q, k, v, ranges, torch.tensor(1.0 - state.dial), **kwargs)
+
+    patch_attention(monkeypatch, specialised)
     assert verdict("compile", examined) == "FAILED"
 
 

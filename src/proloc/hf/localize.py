@@ -42,8 +42,8 @@ def localize(
         schedule: locality of every layer.
         blocks: a causal partitioner.
         sinks: that many first tokens of every sequence can always be read.
-        attention: "auto" takes the fastest that can do what is asked, see ``describe``; "reference" equals eager attention
-            bit for bit at dial 0; "fused", "flash", "triton" or "sdpa" are used or refused.
+        attention: "auto" takes the fastest that can do what is asked, and ``describe`` says which; "reference" equals
+            eager attention bit for bit at dial 0; "fused", "flash", "triton" or "sdpa" are used or refused.
 
     Returns:
         the same object.
