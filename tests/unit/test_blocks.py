@@ -15,7 +15,7 @@ from proloc.blocks import (
     SentenceBlocks,
     SentenceEnds,
     block_lengths,
-    calibrate_drift,
+    calibrate,
     length_distribution,
     matched_fixed,
     matched_random,
@@ -282,7 +282,7 @@ class TestCalibration:
     @pytest.mark.parametrize("wanted", [70, 90, 120])
     def test_drift_blocks_get_the_mean_length_wanted(self, wanted: int) -> None:
         corpus = sentence_corpus()
-        blocks = calibrate_drift(drift(), corpus, wanted)
+        blocks = calibrate(drift(), corpus, wanted)
         assert mean_block_length(blocks, corpus) == pytest.approx(wanted, rel=0.02)
         assert blocks.settings() == drift().settings() | {"threshold": blocks.threshold}
 
@@ -291,7 +291,7 @@ class TestCalibration:
         with pytest.raises(
             ProlocError, match=rf"blocks of {wanted} tokens.* is \d+\.\d at threshold 0 and 256\.0 at 2"
         ):
-            calibrate_drift(drift(), sentence_corpus(200), wanted)
+            calibrate(drift(), sentence_corpus(200), wanted)
 
     def test_token_counts_feed_from_embedding(self) -> None:
         counts = token_counts([[0, 1, 1], [3]], vocab=5)

@@ -2,6 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -10,6 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proloc.errors import ProlocError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Why blocks opened where they did, for one sequence."""
+
+    scores: NDArray[np.float64]
+    """``[seq]``; the score that decided whether a block opens before that token, NaN where nothing was asked."""
+
+    threshold: float
+    """A block opens where the score is larger, if its length allows it; infinite for a rule without scores."""
+
+    meaning: str
+    """What the score is, with its unit; empty for a rule without scores."""
 
 
 class Partitioner(ABC):
@@ -42,6 +58,14 @@ class Partitioner(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Arrays too large for JSON (an embedding); saved beside the model as safetensors."""
         return {}
+
+    def trace(self, ids: NDArray[np.int64]) -> Trace:
+        """The scores behind ``boundaries``, for one sequence ``[seq]``; a rule that has none says nothing."""
+        return Trace(scores=np.full(ids.shape, np.nan), threshold=np.inf, meaning="")
+
+    def connect(self, provide: Callable[[str], Any]) -> Self:
+        """Fetch the models that this partitioner only knows by name; most name none and return themselves."""
+        return self
 
     @classmethod
     def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:

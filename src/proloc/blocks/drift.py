@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from proloc.blocks.base import Partitioner, check_length, check_lengths
+from proloc.blocks.base import Partitioner, Trace, check_length, check_lengths
 from proloc.blocks.greedy import open_blocks
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 from proloc.errors import ProlocError
@@ -33,7 +34,7 @@ class DriftBlocks(Partitioner):
     Args:
         sentence_ends: as for ``SentenceBlocks``.
         embedding: a fixed vector for every token id, ``[vocab, dim]``; ``from_embedding`` makes one of a model's.
-        threshold: the cosine distance, 0 to 2, above which a sentence is about something else; see ``calibrate_drift``.
+        threshold: the cosine distance, 0 to 2, above which a sentence is about something else; see ``calibrate``.
         min_sentence: a shorter sentence ("Yes.", a heading) is judged together with the next one; in tokens.
         min_length: the shortest block; in tokens.
         max_length: a block this long closes even inside a sentence; None = no limit.
@@ -45,6 +46,7 @@ class DriftBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "drift"
+    threshold_range: ClassVar[tuple[float, float]] = (0.0, 2.0)
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class DriftBlocks(Partitioner):
         self.min_length = min_length
         self.max_length = max_length
         self.embedding = _checked_table(embedding)
-        self._table = self.embedding.float().numpy()
+        self._table = self.embedding.double()
 
     @classmethod
     def from_embedding(
@@ -114,20 +116,12 @@ class DriftBlocks(Partitioner):
         return other
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        ends = self.sentence_ends.after(ids)
-        sums = self._running_sums(ids)
-        judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
+        return self._walk(ids)[0]
 
-        def closes(start: int, cut: int) -> bool:
-            nonlocal judged
-            judged = max(judged, start)
-            if cut - judged < self.min_sentence:
-                return False
-            before, last = sums[judged] - sums[start], sums[cut] - sums[judged]
-            judged = cut
-            return cut - start >= self.min_length and _distance(before, last) > self.threshold
-
-        return open_blocks(ends, self.max_length, closes)
+    def trace(self, ids: NDArray[np.int64]) -> Trace:
+        return Trace(
+            scores=self._walk(ids)[1], threshold=self.threshold, meaning="cosine distance to the block before it"
+        )
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -141,16 +135,52 @@ class DriftBlocks(Partitioner):
     def tensors(self) -> dict[str, Tensor]:
         return {"embedding": self.embedding}
 
-    def _running_sums(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``[seq + 1, dim]``: row t is the sum of the embeddings of tokens before t."""
-        if ids.max() >= len(self._table):
+    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        ends = self.sentence_ends.after(ids)
+        sums = _RunningSums(self._table, ids, np.flatnonzero(ends) + 1)
+        judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
+
+        def distance(start: int, cut: int) -> float:
+            nonlocal judged
+            judged = max(judged, start)
+            if cut - judged < self.min_sentence:
+                return math.nan
+            middle = sums.before(judged)
+            before, last = middle - sums.before(start), sums.before(cut) - middle
+            judged = cut
+            return _distance(before, last) if cut - start >= self.min_length else math.nan
+
+        return open_blocks(ends, self.max_length, distance, self.threshold)
+
+
+class _RunningSums:
+    """Sums of the embeddings of all tokens before a place, kept at the sentence ends only.
+
+    Args:
+        table: float64 ``[vocab, dim]``.
+        ids: ``[seq]``.
+        places: where a sum is wanted, ascending, each in ``[1, seq]``.
+    """
+
+    def __init__(self, table: Tensor, ids: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        if ids.max() >= len(table):
             raise ProlocError(
-                f"Token id {int(ids.max())} is outside the drift blocks' embedding table of {len(self._table)} tokens; "
+                f"Token id {int(ids.max())} is outside the drift blocks' embedding table of {len(table)} tokens; "
                 "build the blocks from the embedding of the model that reads these tokens."
             )
-        sums = np.zeros((ids.size + 1, self._table.shape[1]))
-        np.cumsum(self._table[ids], axis=0, dtype=np.float64, out=sums[1:])
-        return sums
+        self._table, self._ids = table, torch.from_numpy(np.ascontiguousarray(ids))
+        self._places = np.concatenate([[0], places])
+        bags = embedding_bag(self._ids[: self._places[-1]], table, torch.from_numpy(self._places[:-1]), mode="sum")
+        sums = torch.cat([table.new_zeros(1, table.shape[1]), bags.cumsum(0)]).numpy()
+        self._sums = dict(zip(self._places.tolist(), sums, strict=True))
+
+    def before(self, place: int) -> NDArray[np.float64]:
+        """The sum ``[dim]`` over tokens before ``place``."""
+        if place not in self._sums:  # max_length cut a block inside a sentence
+            known = int(self._places[np.searchsorted(self._places, place) - 1])
+            self._sums[place] = self._sums[known] + self._table[self._ids[known:place]].sum(0).numpy()
+        total: NDArray[np.float64] = self._sums[place]
+        return total
 
 
 def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
