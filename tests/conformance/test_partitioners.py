@@ -232,7 +232,7 @@ def test_the_trace_says_which_scores_opened_the_blocks(name: str, ids: list[int]
         starts = np.flatnonzero(opens)
         for at in asked[asked > 0]:
             start = starts[np.searchsorted(starts, at) - 1]
-            assert opens[at] or at - start < max(shortest, 2)
+            assert opens[at] or at - start < shortest
 
 
 @every_kind

@@ -35,10 +35,12 @@ class Partitioner(ABC):
         kind: the name under which configurations choose it.
         causal: True when a boundary before token t depends on tokens before t only. Only causal partitioners may
             train, evaluate or generate; the others explain a finished text.
+        threshold_range: smallest and largest threshold that ``calibrate`` tries; None = a rule without a threshold.
     """
 
     kind: ClassVar[str]
     causal: ClassVar[bool] = True
+    threshold_range: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -62,6 +64,14 @@ class Partitioner(ABC):
     def trace(self, ids: NDArray[np.int64]) -> Trace:
         """The scores behind ``boundaries``, for one sequence ``[seq]``; a rule that has none says nothing."""
         return Trace(scores=np.full(ids.shape, np.nan), threshold=np.inf, meaning="")
+
+    def with_threshold(self, threshold: float) -> Self:
+        """The same blocks with another threshold, sharing all arrays; larger thresholds make longer blocks.
+
+        Raises:
+            ProlocError: a threshold that cannot be, or a rule without one.
+        """
+        raise ProlocError(f"'{self.kind}' blocks have no threshold.")
 
     def connect(self, provide: Callable[[str], Any]) -> Self:
         """Fetch the models that this partitioner only knows by name; most name none and return themselves."""

@@ -8,7 +8,7 @@ to the window; it is exactly L for ``FixedBlocks(L)``. It is larger than tokens 
 """
 
 from collections.abc import Iterable
-from typing import ClassVar, Protocol, Self, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,7 @@ from proloc.blocks.random import RandomBlocks
 from proloc.errors import ProlocError
 
 Corpus: TypeAlias = Iterable[ArrayLike]
+Kind = TypeVar("Kind", bound=Partitioner)
 
 _MAX_HALVINGS = 30
 
@@ -68,24 +69,7 @@ def matched_random(partitioner: Partitioner, corpus: Corpus, seed: int = 0) -> R
     return RandomBlocks(length_distribution(partitioner, corpus), seed=seed)
 
 
-class Thresholded(Protocol):
-    """A partitioner with one number that makes its blocks longer as it grows; all that ``calibrate`` needs to know."""
-
-    threshold_range: ClassVar[tuple[float, float]]
-
-    def with_threshold(self, threshold: float) -> Self:
-        """The same partitioner with that number changed."""
-        ...
-
-    def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """As ``Partitioner.boundaries``."""
-        ...
-
-
-T = TypeVar("T", bound=Thresholded)
-
-
-def calibrate(partitioner: T, corpus: Corpus, mean_length: float, *, tolerance: float = 0.02) -> T:
+def calibrate(partitioner: Kind, corpus: Corpus, mean_length: float, *, tolerance: float = 0.02) -> Kind:
     """The partitioner with the threshold at which its mean length on the corpus is ``mean_length``, by bisection.
 
     The mean length is a step function of the threshold; where no step lies within the tolerance, the nearest found is
@@ -102,8 +86,8 @@ def calibrate(partitioner: T, corpus: Corpus, mean_length: float, *, tolerance: 
         ProlocError: a partitioner without a threshold, or none that can give that mean length; the message names the
             reachable range.
     """
-    if not hasattr(partitioner, "with_threshold"):
-        raise ProlocError(f"{type(partitioner).__name__} has no threshold to calibrate.")
+    if partitioner.threshold_range is None:
+        raise ProlocError(f"'{partitioner.kind}' blocks have no threshold to calibrate.")
     windows = _windows(corpus)
 
     def mean_at(threshold: float) -> float:
@@ -146,9 +130,7 @@ def _kaplan_meier(complete: NDArray[np.int64], censored: NDArray[np.int64]) -> d
     return {int(k): float(share[k]) for k in np.flatnonzero(share)}
 
 
-def _observed_lengths(
-    partitioner: Partitioner | Thresholded, corpus: Corpus
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _observed_lengths(partitioner: Partitioner, corpus: Corpus) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Lengths of the complete blocks, and of the last block of every window."""
     complete, censored = [], []
     for window in _windows(corpus):

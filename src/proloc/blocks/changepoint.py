@@ -19,8 +19,8 @@ from proloc.errors import ProlocError
 class ChangePointBlocks(Partitioner):
     """Blocks that minimise ``sum of the blocks' costs + penalty * number of boundaries``, over all cuts of the text.
 
-    ``cost(block) = sum_i |x_i - mean|^2`` over its sentences' vectors x of length 1, so by the cosine kernel. The minimum
-    is exact. Every sentence takes part in every boundary: these blocks explain a finished text, and nothing else.
+    ``cost(block) = sum_i |x_i - mean|^2`` over its sentences' vectors x of length 1, so by the cosine kernel. The
+    minimum is exact. Every sentence takes part in every boundary: these blocks explain a finished text and no more.
 
     Args:
         sentence_ends: as for ``SentenceBlocks``.
@@ -38,7 +38,7 @@ class ChangePointBlocks(Partitioner):
 
     kind: ClassVar[str] = "changepoint"
     causal: ClassVar[bool] = False
-    threshold_range: ClassVar[tuple[float, float]] = (0.0, 64.0)
+    threshold_range: ClassVar[tuple[float, float] | None] = (0.0, 64.0)
 
     def __init__(
         self,
@@ -66,7 +66,6 @@ class ChangePointBlocks(Partitioner):
         return other
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same blocks with another penalty."""
         other = copy.copy(self)
         other.penalty = _checked_penalty(threshold)
         return other
@@ -85,7 +84,7 @@ class ChangePointBlocks(Partitioner):
         for left, middle, right in zip(edges, edges[1:], edges[2:], strict=False):
             scores[bounds[middle]] = _gain(sums, left, middle, right)
         for left, right in pairwise(edges):
-            for inside in range(left + 1, right):
+            for inside in range(left + self.min_sentences, right - self.min_sentences + 1):
                 scores[bounds[inside]] = _gain(sums, left, inside, right)
         threshold = self.penalty if self.num_blocks is None else math.inf
         return Trace(scores=scores, threshold=threshold, meaning="squared distance that a boundary here saves")

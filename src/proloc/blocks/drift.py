@@ -46,7 +46,7 @@ class DriftBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "drift"
-    threshold_range: ClassVar[tuple[float, float]] = (0.0, 2.0)
+    threshold_range: ClassVar[tuple[float, float] | None] = (0.0, 2.0)
 
     def __init__(
         self,
@@ -110,7 +110,6 @@ class DriftBlocks(Partitioner):
         return cls(sentence_ends, table, **settings)
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same blocks with another threshold, sharing the table."""
         other = copy.copy(self)
         other.threshold = _checked_threshold(threshold)
         return other

@@ -54,7 +54,7 @@ def saved_embedding(embedding: Embedding) -> tuple[dict[str, Any], dict[str, Ten
 def _vectors(embedding: Embedding, ids: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.float64]:
     if isinstance(embedding, str):
         raise ProlocError(
-            f"these blocks need the sentence embedder '{embedding}'; connect it: blocks.connect(proloc.hf.embedder)."
+            f"these blocks need the model '{embedding}'; connect it: blocks = blocks.connect(proloc.hf.provide)."
         )
     if not isinstance(embedding, Tensor):
         return np.asarray(embedding(ids, bounds), dtype=np.float64)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import gammaln
 from torch import Tensor
 
 from proloc.blocks.base import Partitioner, Trace, check_length, check_lengths
@@ -47,7 +46,7 @@ class RecruitmentBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "recruitment"
-    threshold_range: ClassVar[tuple[float, float]] = (-1024.0, 1024.0)
+    threshold_range: ClassVar[tuple[float, float] | None] = (-1024.0, 1024.0)
 
     def __init__(
         self,
@@ -75,7 +74,6 @@ class RecruitmentBlocks(Partitioner):
         self._pseudo = self.prior * seen / seen.sum()
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same blocks with another cost, sharing the background."""
         other = copy.copy(self)
         other.cost = _checked_cost(threshold)
         return other
@@ -105,36 +103,60 @@ class RecruitmentBlocks(Partitioner):
                 f"Token id {int(ids.max())} is outside the recruitment blocks' background of {self._pseudo.size} "
                 "tokens; build the blocks from counts of the vocabulary that writes these tokens."
             )
+        ends = self.sentence_ends.after(ids)
+        cuts = self._judged_at(ends)
+        pieces = _Pieces(ids, cuts, self._pseudo)
         counts = np.zeros(self._pseudo.size)
-        first, judged = 0, 0  # the model has seen the tokens from first to judged
+        first, piece = 0, 0  # the model has seen the tokens from first to the start of the piece
 
         def saved(start: int, cut: int) -> float:
-            nonlocal first, judged
-            if cut - judged < self.min_sentence:
+            nonlocal first, piece
+            if piece + 1 == len(cuts) or cut != cuts[piece + 1]:
                 return math.nan
-            tokens, repeats = np.unique(ids[judged:cut], return_counts=True)
-            bits = self._saved_bits(tokens, repeats, counts[tokens], judged - first)
+            judged, piece = cuts[piece], piece + 1
+            tokens, base = ids[judged:cut], pieces.base[judged:cut]
+            seen = counts[tokens]
+            norm = _log_rising(judged - first + self.prior, cut - judged) - _log_rising(self.prior, cut - judged)
+            bits = (pieces.alone[piece - 1] - float(np.log(seen + base).sum()) + norm) / math.log(2)
             enough = cut - start >= self.min_length
             if enough and bits > self.cost:
                 counts[ids[first:judged]] = 0.0
-                first = judged
-            counts[tokens] += repeats
-            judged = cut
+                first, seen = judged, np.zeros_like(seen)
+            # Of a token that occurs twice in the piece, the last assignment stands, and it has the larger number.
+            counts[tokens] = seen + pieces.earlier[judged:cut] + 1.0
             return bits if enough else math.nan
 
-        return open_blocks(self.sentence_ends.after(ids), self.max_length, saved, self.cost)
+        return open_blocks(ends, self.max_length, saved, self.cost)
 
-    def _saved_bits(
-        self, tokens: NDArray[np.int64], repeats: NDArray[np.int64], counts: NDArray[np.float64], known: int
-    ) -> float:
-        """``log2 P(sentence | nothing) - log2 P(sentence | block)``; tokens new to the block differ by the norm."""
-        old = counts > 0
-        pseudo, times, seen = self._pseudo[tokens[old]], repeats[old], counts[old]
-        alone = gammaln(times + pseudo) - gammaln(pseudo)
-        within = gammaln(seen + times + pseudo) - gammaln(seen + pseudo)
-        length = int(repeats.sum())
-        norm = _log_rising(known + self.prior, length) - _log_rising(self.prior, length)
-        return float(alone.sum() - within.sum() + norm) / math.log(2)
+    def _judged_at(self, ends: NDArray[np.bool_]) -> list[int]:
+        """Where pieces end that are judged: sentences, the short ones with what follows them; the first is 0."""
+        cuts = [0]
+        for cut in (np.flatnonzero(ends) + 1).tolist():
+            if cut - cuts[-1] >= self.min_sentence:
+                cuts.append(cut)
+        return cuts
+
+
+class _Pieces:
+    """What is known of every piece before any block is.
+
+    Attributes:
+        earlier: how often a token occurred before in the same piece, ``[seq]``.
+        base: that and the token's prior, ``[seq]``.
+        alone: ``ln P(piece | nothing)`` without its norm, ``[piece]``.
+    """
+
+    def __init__(self, ids: NDArray[np.int64], cuts: list[int], pseudo: NDArray[np.float64]) -> None:
+        piece = np.zeros(ids.size, dtype=np.int64)
+        piece[[cut for cut in cuts[1:] if cut < ids.size]] = 1
+        keys = piece.cumsum() * pseudo.size + ids
+        order = np.argsort(keys, kind="stable")
+        new = np.diff(keys[order], prepend=-1) > 0
+        place = np.arange(ids.size)
+        self.earlier = np.empty(ids.size)
+        self.earlier[order] = place - np.maximum.accumulate(np.where(new, place, 0))
+        self.base = self.earlier + pseudo[ids]
+        self.alone = np.add.reduceat(np.log(self.base[: cuts[-1]]), cuts[:-1]) if len(cuts) > 1 else np.empty(0)
 
 
 def _log_rising(value: float, times: int) -> float:

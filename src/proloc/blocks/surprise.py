@@ -43,7 +43,7 @@ class SurpriseBlocks(Partitioner):
     number of tokens are nearly always too small to move a boundary. They can: a value within one rounding of a step.
 
     Args:
-        surprisal: of a frozen model, such as ``proloc.hf.frozen_surprisal`` makes; or its name, to be connected later.
+        surprisal: of a frozen model, such as ``proloc.hf.provide("surprisal:MODEL")``; or its name, connected later.
         gamma: standard deviations above the recent mean; see ``calibrate``.
         window: tokens that count as recent.
         min_length: the shortest block; in tokens.
@@ -54,7 +54,7 @@ class SurpriseBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "surprise"
-    threshold_range: ClassVar[tuple[float, float]] = (-8.0, 64.0)
+    threshold_range: ClassVar[tuple[float, float] | None] = (-8.0, 64.0)
 
     def __init__(
         self,
@@ -83,7 +83,6 @@ class SurpriseBlocks(Partitioner):
         return other
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same blocks with another gamma."""
         other = copy.copy(self)
         other.gamma = _checked_gamma(threshold)
         return other
@@ -109,8 +108,8 @@ class SurpriseBlocks(Partitioner):
         """``z[seq]``, NaN where too few tokens came before."""
         if isinstance(self.surprisal, str):
             raise ProlocError(
-                f"these blocks need the surprisal of the model '{self.surprisal}'; "
-                "connect it: blocks.connect(proloc.hf.frozen_surprisal)."
+                f"these blocks need the model '{self.surprisal}'; "
+                "connect it: blocks = blocks.connect(proloc.hf.provide)."
             )
         bits = np.asarray(self.surprisal(ids), dtype=np.float64)
         if bits.shape != ids.shape or not np.isfinite(bits[1:]).all():

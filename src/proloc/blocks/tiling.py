@@ -37,7 +37,7 @@ class TilingBlocks(Partitioner):
 
     kind: ClassVar[str] = "tiling"
     causal: ClassVar[bool] = False
-    threshold_range: ClassVar[tuple[float, float]] = (-16.0, 16.0)
+    threshold_range: ClassVar[tuple[float, float] | None] = (-16.0, 16.0)
 
     def __init__(
         self, sentence_ends: EndsSource, embedding: Embedding, *, threshold: float = -0.5, window: int = 3
@@ -56,7 +56,6 @@ class TilingBlocks(Partitioner):
         return other
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same blocks with another threshold."""
         other = copy.copy(self)
         other.threshold = _checked_threshold(threshold)
         return other
@@ -87,7 +86,7 @@ class TilingBlocks(Partitioner):
         similarity = self._similarities(sentence_vectors(self.embedding, ids, bounds))
         if similarity.size:
             depth = _climb(similarity) + _climb(similarity[::-1])[::-1] - 2 * similarity
-            valley = np.ones(depth.shape, dtype=bool)
+            valley = depth > 0
             valley[1:] &= similarity[1:] < similarity[:-1]
             valley[:-1] &= similarity[:-1] <= similarity[1:]
             spread = float(depth.std())
@@ -103,8 +102,9 @@ class TilingBlocks(Partitioner):
         right = sums[np.minimum(gap + self.window, len(vectors))] - sums[gap]
         norms = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
         products = (left * right).sum(axis=1)
-        cosines: NDArray[np.float64] = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-        return cosines
+        cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+        # Equal similarities must be equal: the last digits are noise, and a valley of noise would count.
+        return cosines.round(9)
 
 
 def _climb(similarity: NDArray[np.float64]) -> NDArray[np.float64]:

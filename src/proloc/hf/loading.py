@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 from proloc.attention import Backend
 from proloc.blocks import build_partitioner
 from proloc.errors import ProlocError
+from proloc.hf.frozen import provide
 from proloc.hf.localize import localize
 from proloc.hf.persistence import FORMAT, TENSORS_FILE
 from proloc.hf.state import find_state
@@ -38,7 +39,9 @@ def from_pretrained(name: str | Path, *, attention: Backend = "auto", **kwargs: 
         raise ProlocError(f"{name} has a locality setting of format {saved.get('format')}; this proloc reads {FORMAT}.")
     where = {key: kwargs[key] for key in WHERE if key in kwargs}
     found = cached_file(str(name), TENSORS_FILE, _raise_exceptions_for_missing_entries=False, **where)
-    blocks = build_partitioner(saved["blocks"]["kind"], saved["blocks"]["settings"], load_file(found) if found else {})
+    blocks = build_partitioner(
+        saved["blocks"]["kind"], saved["blocks"]["settings"], load_file(found) if found else {}, provide
+    )
     localised = localize(
         model, schedule_from_dict(saved["schedule"]), blocks, sinks=saved["sinks"], attention=attention
     )
