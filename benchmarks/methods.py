@@ -159,7 +159,7 @@ def explaining(ends: SentenceEnds, name: str, embedding: Any) -> list[Method]:
             yield f"threshold {threshold:.2f}, window {window}", blocks(made)
 
     def changepoint(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
-        for fewest, penalty in product((2, 3), np.geomspace(0.15, 3.0, 36)):
+        for fewest, penalty in product((2, 3), np.geomspace(0.15, 3.0, 31)):
             made = ChangePointBlocks(ends, embedding, penalty=penalty, min_sentences=fewest)
             yield f"penalty {penalty:.3f}, min_sentences {fewest}", blocks(made)
 

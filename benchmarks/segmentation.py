@@ -3,7 +3,8 @@
     python benchmarks/segmentation.py --choi FOLDER --out benchmarks/results
 
 FOLDER holds Choi's benchmark unpacked (``3-11``, ``3-5``, ``6-8``, ``9-11``); it is not part of this project. A
-sentence model is used where ``--sentence-model`` names one; ruptures is needed (``proloc[segment]``).
+sentence model is used where ``--sentence-model`` names one; ruptures is needed (``proloc[segment]``). Interrupt it
+whenever you like: methods that ``segmentation.json`` already holds are not run again.
 """
 
 import argparse
@@ -13,10 +14,10 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from corpora import RANGES, Document, read_choi, read_topics
+from corpora import Document, read_choi, read_topics
 from methods import Method, Remembered, Segmenter, causal, controls, count_tokens, explaining, surprise
 from tables import write_figure, write_table
 
@@ -28,6 +29,8 @@ from proloc.hf.models import load_model, load_tokenizer
 MODEL = "builtin"
 HIDDEN_LAYER = 4
 FEW = 20
+
+Halves: TypeAlias = tuple[Sequence[Document], Sequence[Document]]
 
 
 def measure(segmenter: Segmenter, documents: Sequence[Document]) -> tuple[float, float, float]:
@@ -71,25 +74,29 @@ def tune_and_test(method: Method, tuning: Sequence[Document], testing: Sequence[
     }
 
 
-def run(corpora: dict[str, tuple[list[Document], list[Document]]], methods: list[Method]) -> list[dict[str, Any]]:
-    rows = []
+def run(record: dict[str, Any], corpus: str, halves: dict[str, Halves], methods: list[Method], file: Path) -> None:
+    """Add a row for every method that the record does not hold yet, and write the record after each."""
+    rows = record.setdefault(corpus, [])
+    done = {row["method"] for row in rows}
     for method in methods:
+        if method.name in done:
+            continue
         started = time.perf_counter()
-        results = {name: tune_and_test(method, *halves) for name, halves in corpora.items()}
+        results = {name: tune_and_test(method, *half) for name, half in halves.items()}
         seconds = time.perf_counter() - started
         rows.append({"method": method.name, "sort": method.sort, "seconds": round(seconds, 1), "results": results})
+        rows.sort(key=lambda row: [each.name for each in methods].index(row["method"]))
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"{method.name:40}", *(f"{r['pk']:6.2f} {r['window_diff']:6.2f} |" for r in results.values()), flush=True)
-    return rows
 
 
-def all_methods(ends: SentenceEnds, sentence_model: str | None, *, slow: bool) -> list[Method]:
+def all_methods(ends: SentenceEnds, sentence_model: str | None) -> list[Method]:
     table = load_model(MODEL).get_input_embeddings().weight.detach()
     embeddings: dict[str, Any] = {"hidden states": Remembered(provide(f"hidden:{HIDDEN_LAYER}:{MODEL}"))}
     if sentence_model:
         embeddings["sentence model"] = Remembered(provide(f"sentence:{MODEL}:{sentence_model}"))
     methods = [*controls(), *causal(ends, table, count_tokens(len(table)))]
-    if slow:
-        methods.append(surprise(Remembered(provide(f"surprisal:{MODEL}"))))
+    methods.append(surprise(Remembered(provide(f"surprisal:{MODEL}"))))
     methods += explaining(ends, "input embeddings", table)
     for name, embedding in embeddings.items():
         methods += explaining(ends, name, embedding)
@@ -101,29 +108,22 @@ def main() -> None:
     parser.add_argument("--choi", type=Path, help="folder with Choi's benchmark (default: only Python's topics)")
     parser.add_argument("--sentence-model", help="folder or Hub id for sentence-transformers")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--no-surprise", action="store_true", help="leave out what needs minutes of a language model")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(MODEL)
-    record: dict[str, Any] = {
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy", "ruptures")},
-        "python": platform.python_version(),
-        "model": MODEL,
-        "sentence_model": Path(arguments.sentence_model).parent.name if arguments.sentence_model else None,
-    }
-    slow = not arguments.no_surprise
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "segmentation.json"
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    record["versions"] = {name: version(name) for name in ("torch", "transformers", "numpy", "ruptures")}
+    record |= {"python": platform.python_version(), "model": MODEL, "hidden_layer": HIDDEN_LAYER}
     if arguments.choi:
-        halves = {
+        choi = {
             name: (documents[: len(documents) // 2], documents[len(documents) // 2 :])
             for name, documents in read_choi(arguments.choi, tokenizer).items()
         }
         lines = SentenceEnds(ends=tuple(i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])))
-        record["choi"] = run(
-            {name: halves[name] for name in RANGES}, all_methods(lines, arguments.sentence_model, slow=slow)
-        )
+        run(record, "choi", choi, all_methods(lines, arguments.sentence_model), file)
     ends = SentenceEnds.from_tokenizer(tokenizer)
-    record["topics"] = run({"topics": read_topics(tokenizer)}, all_methods(ends, arguments.sentence_model, slow=slow))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "segmentation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    run(record, "topics", {"topics": read_topics(tokenizer)}, all_methods(ends, arguments.sentence_model), file)
     write_table(record, arguments.out / "segmentation.md")
     write_figure(record, arguments.out / "segmentation.svg")
 

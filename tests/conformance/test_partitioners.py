@@ -88,11 +88,15 @@ INSTANCES: dict[str, tuple[Partitioner, int, float]] = {
     "recruitment-forced": (RecruitmentBlocks(ENDS, [1] * VOCAB, cost=-2, prior=30, min_length=6, max_length=9), 6, 9),
     "surprise": (SurpriseBlocks(PairSurprisal(), min_length=2, max_length=None), 2, np.inf),
     "surprise-forced": (SurpriseBlocks(PairSurprisal(), gamma=0.5, window=9, min_length=4, max_length=11), 4, 11),
-    "changepoint": (ChangePointBlocks([3], TABLE, penalty=0.3), 2, np.inf),
-    "changepoint-embedder": (ChangePointBlocks([3, 4], MeanToken(), penalty=0.8, min_sentences=1), 1, np.inf),
-    "changepoint-number": (ChangePointBlocks([3], TABLE, num_blocks=150), 2, np.inf),
-    "tiling": (TilingBlocks([3, 4], TABLE), 1, np.inf),
-    "tiling-embedder": (TilingBlocks([3], MeanToken(), threshold=0.5, window=1), 1, np.inf),
+    "changepoint": (ChangePointBlocks([3], TABLE, penalty=0.3), 4, np.inf),
+    "changepoint-embedder": (
+        ChangePointBlocks([3, 4], MeanToken(), penalty=0.8, min_sentences=1, min_sentence=1),
+        1,
+        np.inf,
+    ),
+    "changepoint-number": (ChangePointBlocks([3], TABLE, num_blocks=150), 4, np.inf),
+    "tiling": (TilingBlocks([3, 4], TABLE, min_sentence=1), 1, np.inf),
+    "tiling-embedder": (TilingBlocks([3], MeanToken(), threshold=0.5, window=1), 4, np.inf),
 }
 
 every_kind = pytest.mark.parametrize("name", INSTANCES)

@@ -301,7 +301,7 @@ class TestChangePoints:
             for cuts in itertools.combinations(range(1, sentences), number)
             if min(np.diff(edges := [0, *cuts, sentences])) >= fewest or not cuts
         ]
-        blocks = ChangePointBlocks([STOP], table, penalty=penalty, min_sentences=fewest)
+        blocks = ChangePointBlocks([STOP], table, penalty=penalty, min_sentences=fewest, min_sentence=1)
         edges = [*(np.flatnonzero(blocks.boundaries(ids)) // 2), sentences]
         found = sum(cost(vectors[i:j]) for i, j in itertools.pairwise(edges)) + penalty * (len(edges) - 2)
         assert found == pytest.approx(min(possible))

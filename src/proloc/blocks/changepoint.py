@@ -28,6 +28,7 @@ class ChangePointBlocks(Partitioner):
         penalty: what a boundary must save; larger = longer blocks. See ``calibrate``.
         num_blocks: this many blocks instead, or as many as fit into a text too short for them; None = by the penalty.
         min_sentences: the shortest block; in sentences.
+        min_sentence: a shorter sentence (a blank line, "Yes.") belongs to the one before it; in tokens.
 
     Raises:
         ProlocError: a penalty or number that cannot be; when cutting: ruptures is not installed.
@@ -48,8 +49,10 @@ class ChangePointBlocks(Partitioner):
         penalty: float = 1.2,
         num_blocks: int | None = None,
         min_sentences: int = 2,
+        min_sentence: int = 4,
     ) -> None:
         check_length("min_sentences", min_sentences)
+        check_length("min_sentence", min_sentence)
         if num_blocks is not None and (not isinstance(num_blocks, int) or num_blocks < 1):
             raise ProlocError(f"num_blocks must be None or a whole number >= 1, not {num_blocks!r}.")
         self.sentence_ends = SentenceEnds.read(sentence_ends)
@@ -57,6 +60,7 @@ class ChangePointBlocks(Partitioner):
         self.penalty = _checked_penalty(penalty)
         self.num_blocks = num_blocks
         self.min_sentences = min_sentences
+        self.min_sentence = min_sentence
 
     def connect(self, provide: Callable[[str], Any]) -> Self:
         if not isinstance(self.embedding, str):
@@ -95,6 +99,7 @@ class ChangePointBlocks(Partitioner):
             "penalty": self.penalty,
             "num_blocks": self.num_blocks,
             "min_sentences": self.min_sentences,
+            "min_sentence": self.min_sentence,
             **saved_embedding(self.embedding)[0],
         }
 
@@ -103,7 +108,7 @@ class ChangePointBlocks(Partitioner):
 
     def _cut(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int], NDArray[np.float64]]:
         """Sentence bounds in tokens ``[sentences + 1]``, the first sentences of later blocks, and the vectors."""
-        bounds = sentence_bounds(self.sentence_ends, ids)
+        bounds = sentence_bounds(self.sentence_ends, ids, self.min_sentence)
         vectors = sentence_vectors(self.embedding, ids, bounds)
         most = len(vectors) // self.min_sentences
         if most < 2 or self.num_blocks == 1:
@@ -117,9 +122,10 @@ class ChangePointBlocks(Partitioner):
         return bounds, [int(end) for end in ends[:-1]], vectors
 
 
-def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``[0, ..., seq]``: where sentences start, and the end; what follows the last end is one more sentence."""
+def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
+    """``[0, ..., seq]``: where sentences start, and the end; a shorter one (a blank line) joins the one before it."""
     inner = np.flatnonzero(sentence_ends.after(ids)[:-1]) + 1
+    inner = inner[np.diff([*inner, ids.size]) >= shortest]
     return np.concatenate([[0], inner, [ids.size]])
 
 

@@ -137,6 +137,7 @@ class DriftBlocks(Partitioner):
     def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         ends = self.sentence_ends.after(ids)
         sums = _RunningSums(self._table, ids, np.flatnonzero(ends) + 1)
+        pair = np.empty((2, self._table.shape[1]))  # the block before, and what is compared to it
         judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
 
         def distance(start: int, cut: int) -> float:
@@ -145,9 +146,10 @@ class DriftBlocks(Partitioner):
             if cut - judged < self.min_sentence:
                 return math.nan
             middle = sums.before(judged)
-            before, last = middle - sums.before(start), sums.before(cut) - middle
+            np.subtract(middle, sums.before(start), out=pair[0])
+            np.subtract(sums.before(cut), middle, out=pair[1])
             judged = cut
-            return _distance(before, last) if cut - start >= self.min_length else math.nan
+            return _distance(pair) if cut - start >= self.min_length else math.nan
 
         return open_blocks(ends, self.max_length, distance, self.threshold)
 
@@ -182,10 +184,11 @@ class _RunningSums:
         return total
 
 
-def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Cosine distance; 0 when one side says nothing (no tokens, or a zero vector), for then nothing drifted."""
-    norms = math.sqrt(float(a @ a) * float(b @ b))
-    return 1.0 - float(a @ b) / norms if norms > 0 else 0.0
+def _distance(pair: NDArray[np.float64]) -> float:
+    """Cosine distance of two rows; 0 when one says nothing (no tokens, or a zero vector), for then nothing drifted."""
+    (one, product), (_, other) = np.dot(pair, pair.T).tolist()
+    norms = math.sqrt(one * other)
+    return 1.0 - product / norms if norms > 0 else 0.0
 
 
 def _principal(rows: Tensor, dim: int) -> Tensor:

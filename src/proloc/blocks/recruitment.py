@@ -117,13 +117,15 @@ class RecruitmentBlocks(Partitioner):
             tokens, base = ids[judged:cut], pieces.base[judged:cut]
             seen = counts[tokens]
             norm = _log_rising(judged - first + self.prior, cut - judged) - _log_rising(self.prior, cut - judged)
-            bits = (pieces.alone[piece - 1] - float(np.log(seen + base).sum()) + norm) / math.log(2)
+            within = float(np.add.reduce(np.log(seen + base)))
+            bits = (pieces.alone[piece - 1] - within + norm) / math.log(2)
             enough = cut - start >= self.min_length
             if enough and bits > self.cost:
                 counts[ids[first:judged]] = 0.0
-                first, seen = judged, np.zeros_like(seen)
+                first = judged
+                seen.fill(0.0)
             # Of a token that occurs twice in the piece, the last assignment stands, and it has the larger number.
-            counts[tokens] = seen + pieces.earlier[judged:cut] + 1.0
+            counts[tokens] = seen + pieces.so_far[judged:cut]
             return bits if enough else math.nan
 
         return open_blocks(ends, self.max_length, saved, self.cost)
@@ -141,9 +143,9 @@ class _Pieces:
     """What is known of every piece before any block is.
 
     Attributes:
-        earlier: how often a token occurred before in the same piece, ``[seq]``.
-        base: that and the token's prior, ``[seq]``.
-        alone: ``ln P(piece | nothing)`` without its norm, ``[piece]``.
+        so_far: how often the token occurred in its piece, this time included, ``[seq]``.
+        base: the times before this one and the token's prior, ``[seq]``.
+        alone: ``ln P(piece | nothing)`` without its norm, one for each piece.
     """
 
     def __init__(self, ids: NDArray[np.int64], cuts: list[int], pseudo: NDArray[np.float64]) -> None:
@@ -153,10 +155,11 @@ class _Pieces:
         order = np.argsort(keys, kind="stable")
         new = np.diff(keys[order], prepend=-1) > 0
         place = np.arange(ids.size)
-        self.earlier = np.empty(ids.size)
-        self.earlier[order] = place - np.maximum.accumulate(np.where(new, place, 0))
-        self.base = self.earlier + pseudo[ids]
-        self.alone = np.add.reduceat(np.log(self.base[: cuts[-1]]), cuts[:-1]) if len(cuts) > 1 else np.empty(0)
+        self.so_far = np.empty(ids.size)
+        self.so_far[order] = place - np.maximum.accumulate(np.where(new, place, 0)) + 1.0
+        self.base = self.so_far - 1.0 + pseudo[ids]
+        logs = np.log(self.base[: cuts[-1]])
+        self.alone = np.add.reduceat(logs, cuts[:-1]).tolist() if len(cuts) > 1 else []
 
 
 def _log_rising(value: float, times: int) -> float:

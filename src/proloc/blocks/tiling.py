@@ -28,6 +28,7 @@ class TilingBlocks(Partitioner):
         embedding: as for ``ChangePointBlocks``.
         threshold: standard deviations above the mean depth; -0.5 is Hearst's. See ``calibrate``.
         window: sentences on either side.
+        min_sentence: a shorter sentence belongs to the one before it; in tokens.
 
     Raises:
         ProlocError: a threshold or window that cannot be.
@@ -40,13 +41,21 @@ class TilingBlocks(Partitioner):
     threshold_range: ClassVar[tuple[float, float] | None] = (-16.0, 16.0)
 
     def __init__(
-        self, sentence_ends: EndsSource, embedding: Embedding, *, threshold: float = -0.5, window: int = 3
+        self,
+        sentence_ends: EndsSource,
+        embedding: Embedding,
+        *,
+        threshold: float = -0.5,
+        window: int = 3,
+        min_sentence: int = 4,
     ) -> None:
         check_length("window", window)
+        check_length("min_sentence", min_sentence)
         self.sentence_ends = SentenceEnds.read(sentence_ends)
         self.embedding = embedding
         self.threshold = _checked_threshold(threshold)
         self.window = window
+        self.min_sentence = min_sentence
 
     def connect(self, provide: Callable[[str], Any]) -> Self:
         if not isinstance(self.embedding, str):
@@ -73,6 +82,7 @@ class TilingBlocks(Partitioner):
             "sentence_ends": self.sentence_ends.settings(),
             "threshold": self.threshold,
             "window": self.window,
+            "min_sentence": self.min_sentence,
             **saved_embedding(self.embedding)[0],
         }
 
@@ -81,7 +91,7 @@ class TilingBlocks(Partitioner):
 
     def _scores(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """``[seq]``, NaN where no sentence starts and where similarity is at no local minimum."""
-        bounds = sentence_bounds(self.sentence_ends, ids)
+        bounds = sentence_bounds(self.sentence_ends, ids, self.min_sentence)
         scores = np.full(ids.shape, np.nan)
         similarity = self._similarities(sentence_vectors(self.embedding, ids, bounds))
         if similarity.size:
@@ -102,9 +112,9 @@ class TilingBlocks(Partitioner):
         right = sums[np.minimum(gap + self.window, len(vectors))] - sums[gap]
         norms = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
         products = (left * right).sum(axis=1)
-        cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+        cosines: NDArray[np.float64] = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
         # Equal similarities must be equal: the last digits are noise, and a valley of noise would count.
-        return cosines.round(9)
+        return np.asarray(cosines.round(9))
 
 
 def _climb(similarity: NDArray[np.float64]) -> NDArray[np.float64]:
