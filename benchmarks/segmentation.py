@@ -28,7 +28,7 @@ from proloc.hf.models import load_model, load_tokenizer
 
 MODEL = "builtin"
 HIDDEN_LAYER = 4
-FEW = 20
+FEW = 8
 
 Halves: TypeAlias = tuple[Sequence[Document], Sequence[Document]]
 
@@ -96,11 +96,10 @@ def all_methods(ends: SentenceEnds, sentence_model: str | None) -> list[Method]:
     if sentence_model:
         embeddings["sentence model"] = Remembered(provide(f"sentence:{MODEL}:{sentence_model}"))
     methods = [*controls(), *causal(ends, table, count_tokens(len(table)))]
-    methods.append(surprise(Remembered(provide(f"surprisal:{MODEL}"))))
     methods += explaining(ends, "input embeddings", table)
     for name, embedding in embeddings.items():
         methods += explaining(ends, name, embedding)
-    return methods
+    return [*methods, surprise(Remembered(provide(f"surprisal:{MODEL}")))]
 
 
 def main() -> None:

@@ -52,6 +52,8 @@ def mark_blocks(
     if not ids.size:
         raise ProlocError("the text is empty; give some text, or a file that has some.")
     partitioner = KINDS[kind](model, tokenizer, ids)
+    if mean_length is not None and not mean_length >= 1:
+        raise ProlocError(f"a mean length must be a number of tokens >= 1, not {mean_length:g}.")
     if mean_length is not None:
         partitioner = _of_length(partitioner, kind, ids, mean_length)
     trace = partitioner.trace(ids)

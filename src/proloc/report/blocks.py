@@ -64,26 +64,37 @@ def blocks_page(marked: MarkedText) -> str:
 
 
 def _passage(marked: MarkedText) -> str:
-    first, spans = set(marked.starts), []
-    level = "" if marked.threshold is None else f" (threshold {marked.threshold:.3g})"
+    first, spans, dots = set(marked.starts), [], _few_scores(marked)
     for place, (token, block, score) in enumerate(zip(marked.tokens, marked.block_ids, marked.scores, strict=True)):
+        reason = "" if score is None else f"{marked.meaning}: {score:.3f}{_level(marked)}"
         if place in first:
-            reason = f"{marked.meaning}: {score:.3f}{level}" if score is not None else _unscored(marked, place)
-            spans.append(f'<span class="open" title="{escape(reason)}">{escape(_label(score))}</span>')
-        elif score is not None and marked.meaning:
-            spans.append(f'<span class="asked" title="{escape(f"{marked.meaning}: {score:.3f}{level}")}">·</span>')
-        spans.append(
-            f'<span class="b{block % _NUM_TINTS}" title="block {block}, token {place}">{_visible(token)}</span>'
-        )
+            title = escape(reason or _unscored(marked, place))
+            spans.append(f'<span class="open" title="{title}">{escape(_label(score))}</span>')
+        elif reason and dots:
+            spans.append(f'<span class="asked" title="{escape(reason)}">·</span>')
+        title = escape(f"block {block}, token {place}" + (f"; {reason}" if reason and not dots else ""))
+        spans.append(f'<span class="b{block % _NUM_TINTS}" title="{title}">{_visible(token)}</span>')
     return "".join(spans)
+
+
+def _few_scores(marked: MarkedText) -> bool:
+    """Whether a dot at every score leaves the text readable; a rule asked at every token has its scores on them."""
+    return 4 * sum(score is not None for score in marked.scores) <= len(marked.scores)
+
+
+def _level(marked: MarkedText) -> str:
+    return "" if marked.threshold is None else f" (threshold {marked.threshold:.3g})"
 
 
 def _how_to_read(marked: MarkedText) -> str:
     tints = "Colours change with the block and mean nothing else."
     if not marked.meaning:
         return f"{tints} This rule has no scores."
-    asked = "a dot is where the rule was asked and kept the block open"
-    return f"{tints} A number is the score that opened the block; {asked}. Point at either."
+    if _few_scores(marked):
+        asked = "a dot is where the rule was asked and kept the block open. Point at either."
+    else:
+        asked = "every token has one: point at it."
+    return f"{tints} A number is the score that opened the block; {asked}"
 
 
 def _label(score: float | None) -> str:
