@@ -64,8 +64,12 @@ class Remembered:
         return np.stack([self._known[part.tobytes()] for part in parts])
 
 
-def controls() -> list[Method]:
-    """Segmentations that know nothing of the text; two of them know the true number of segments."""
+def controls(*, sentences: bool) -> list[Method]:
+    """Segmentations that know nothing of the text, two of them but its number of segments; and one that knows all.
+
+    The last makes every true boundary one sentence late, which is the best that a rule can do that decides at sentence
+    ends and may use no token of the sentence that changed the topic; only where the units are sentences.
+    """
 
     def even(document: Document) -> NDArray[np.int64]:
         units, number = document.reference.size, document.reference[-1] + 1
@@ -76,15 +80,19 @@ def controls() -> list[Method]:
         cuts = np.random.default_rng(int(document.ids.sum())).choice(np.arange(1, units), number - 1, replace=False)
         return np.isin(np.arange(units), cuts).cumsum()
 
+    def late(document: Document) -> NDArray[np.int64]:
+        return np.concatenate([[0], document.reference[:-1]])
+
     def always(segmenter: Segmenter) -> Callable[[Sequence[Document]], Iterator[tuple[str, Segmenter]]]:
         return lambda documents: iter([("", segmenter)])
 
-    return [
+    made = [
         Method("no boundary", "control", always(lambda document: np.zeros(document.reference.size, dtype=np.int64))),
         Method("all boundaries", "control", always(lambda document: np.arange(document.reference.size))),
         Method("random, true number", "control", always(scattered)),
         Method("even, true number", "control", always(even)),
     ]
+    return [*made, Method("perfect, one sentence late", "control", always(late))] if sentences else made
 
 
 def causal(ends: SentenceEnds, table: Any, counts_of: Callable[[Sequence[Document]], Any]) -> list[Method]:
@@ -121,7 +129,7 @@ def causal(ends: SentenceEnds, table: Any, counts_of: Callable[[Sequence[Documen
 
     def recruitment(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
         made = RecruitmentBlocks(ends, counts_of(documents))
-        for prior in (30.0, 300.0, 3000.0):
+        for prior in (300.0, 3000.0, 30000.0):
             for shortest, longest in product(limits(documents, (0.3, 0.6, 0.8)), [*limits(documents, (1.7,)), None]):
                 for cost in (-40.0, -20.0, -10.0, 0.0, 10.0, 20.0, 40.0):
                     blocks_ = RecruitmentBlocks(
@@ -159,7 +167,7 @@ def explaining(ends: SentenceEnds, name: str, embedding: Any) -> list[Method]:
             yield f"threshold {threshold:.2f}, window {window}", blocks(made)
 
     def changepoint(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
-        for fewest, penalty in product((2, 3), np.geomspace(0.15, 3.0, 31)):
+        for fewest, penalty in product((2, 3), np.geomspace(0.02, 4.0, 40)):
             made = ChangePointBlocks(ends, embedding, penalty=penalty, min_sentences=fewest)
             yield f"penalty {penalty:.3f}, min_sentences {fewest}", blocks(made)
 

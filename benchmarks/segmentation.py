@@ -90,12 +90,12 @@ def run(record: dict[str, Any], corpus: str, halves: dict[str, Halves], methods:
         print(f"{method.name:40}", *(f"{r['pk']:6.2f} {r['window_diff']:6.2f} |" for r in results.values()), flush=True)
 
 
-def all_methods(ends: SentenceEnds, sentence_model: str | None) -> list[Method]:
+def all_methods(ends: SentenceEnds, sentence_model: str | None, *, sentences: bool) -> list[Method]:
     table = load_model(MODEL).get_input_embeddings().weight.detach()
     embeddings: dict[str, Any] = {"hidden states": Remembered(provide(f"hidden:{HIDDEN_LAYER}:{MODEL}"))}
     if sentence_model:
         embeddings["sentence model"] = Remembered(provide(f"sentence:{MODEL}:{sentence_model}"))
-    methods = [*controls(), *causal(ends, table, count_tokens(len(table)))]
+    methods = [*controls(sentences=sentences), *causal(ends, table, count_tokens(len(table)))]
     methods += explaining(ends, "input embeddings", table)
     for name, embedding in embeddings.items():
         methods += explaining(ends, name, embedding)
@@ -120,9 +120,15 @@ def main() -> None:
             for name, documents in read_choi(arguments.choi, tokenizer).items()
         }
         lines = SentenceEnds(ends=tuple(i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])))
-        run(record, "choi", choi, all_methods(lines, arguments.sentence_model), file)
+        run(record, "choi", choi, all_methods(lines, arguments.sentence_model, sentences=True), file)
     ends = SentenceEnds.from_tokenizer(tokenizer)
-    run(record, "topics", {"topics": read_topics(tokenizer)}, all_methods(ends, arguments.sentence_model), file)
+    run(
+        record,
+        "topics",
+        {"topics": read_topics(tokenizer)},
+        all_methods(ends, arguments.sentence_model, sentences=False),
+        file,
+    )
     write_table(record, arguments.out / "segmentation.md")
     write_figure(record, arguments.out / "segmentation.svg")
 

@@ -54,7 +54,7 @@ class RecruitmentBlocks(Partitioner):
         background: Tensor | NDArray[Any] | Sequence[float],
         *,
         cost: float = 0.0,
-        prior: float = 100.0,
+        prior: float = 1000.0,
         min_sentence: int = 8,
         min_length: int = 16,
         max_length: int | None = 256,
