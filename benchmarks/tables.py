@@ -25,7 +25,7 @@ def write_table(record: dict[str, Any], path: Path) -> None:
         ranges = list(record[corpus][0]["results"])
         parts += [f"\n## {corpus}\n", "| partitioner | sort | " + " | ".join(ranges) + " |"]
         parts.append("|---|---|" + "---|" * len(ranges))
-        for row in record[corpus]:
+        for row in _sorted(record[corpus]):
             cells = [f"{row['results'][name]['pk']:.1f} / {row['results'][name]['window_diff']:.1f}" for name in ranges]
             few = row["results"][ranges[0]]["documents"] < max(
                 other["results"][ranges[0]]["documents"] for other in record[corpus]
@@ -42,19 +42,21 @@ def write_table(record: dict[str, Any], path: Path) -> None:
 def write_figure(record: dict[str, Any], path: Path) -> None:
     """Pk of every method, one panel for each corpus."""
     corpora = [corpus for corpus in ("choi", "topics") if corpus in record]
+    # The first corpus has every method; the panels share their rows.
+    names = [row["method"] for row in _sorted(record[corpora[0]])][::-1]
     settings = {"svg.hashsalt": "proloc", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(9.6, 0.6 + 0.24 * len(record["topics"])), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(9.6, 0.6 + 0.24 * len(names)), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(corpora), sharey=True, squeeze=False)[0]
         for axes, corpus in zip(panels, corpora, strict=True):
-            rows = record[corpus][::-1]
-            for place, row in enumerate(rows):
+            for row in record[corpus]:
+                place = names.index(row["method"])
                 for name, result in row["results"].items():
                     axes.plot(
                         result["pk"], place, _MARKERS[name], color=_COLOURS[row["sort"]], markersize=4.5, alpha=0.8
                     )
-            axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+            axes.set_yticks(range(len(names)), names)
             axes.set_xlim(left=0)
             axes.grid(axis="x", color="#e6e6e6")
             axes.set_axisbelow(True)
@@ -71,3 +73,7 @@ def write_figure(record: dict[str, Any], path: Path) -> None:
         ]
         figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
         figure.savefig(path, metadata={"Date": None})
+
+
+def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: list(_COLOURS).index(row["sort"]))

@@ -99,6 +99,9 @@ INSTANCES: dict[str, tuple[Partitioner, int, float]] = {
     "tiling-embedder": (TilingBlocks([3], MeanToken(), threshold=0.5, window=1), 4, np.inf),
 }
 
+# Their search is not exact, or not by the threshold: a score says what a boundary saves, and not why it is there.
+PRUNED = {"changepoint", "changepoint-number"}
+
 every_kind = pytest.mark.parametrize("name", INSTANCES)
 every_causal_kind = pytest.mark.parametrize("name", [name for name in INSTANCES if INSTANCES[name][0].causal])
 sequences = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
@@ -230,7 +233,7 @@ def test_the_trace_says_which_scores_opened_the_blocks(name: str, ids: list[int]
     trace, opens = partitioner.trace(tokens), partitioner.boundaries(tokens)
     assert trace.scores.shape == tokens.shape
     assert bool(trace.meaning) == (name.split("-")[0] not in {"fixed", "random", "given"})
-    if trace.meaning and np.isinf(longest) and np.isfinite(trace.threshold) and "number" not in name:
+    if trace.meaning and np.isinf(longest) and np.isfinite(trace.threshold) and name not in PRUNED:
         assert (trace.scores[1:][opens[1:]] > trace.threshold - 1e-9).all()
         asked = np.flatnonzero(trace.scores > trace.threshold + 1e-9)
         starts = np.flatnonzero(opens)

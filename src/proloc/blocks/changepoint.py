@@ -20,7 +20,9 @@ class ChangePointBlocks(Partitioner):
     """Blocks that minimise ``sum of the blocks' costs + penalty * number of boundaries``, over all cuts of the text.
 
     ``cost(block) = sum_i |x_i - mean|^2`` over its sentences' vectors x of length 1, so by the cosine kernel. The
-    minimum is exact. Every sentence takes part in every boundary: these blocks explain a finished text and no more.
+    minimum is exact where ``min_sentences`` is 1 or ``num_blocks`` is given; otherwise the search of ruptures prunes a
+    little too much and may miss it by a little. Every sentence takes part in every boundary: these blocks explain
+    finished texts and nothing else.
 
     Args:
         sentence_ends: as for ``SentenceBlocks``.
