@@ -343,7 +343,7 @@ class TestTiling:
 
 
 ADAPTIVE = {
-    "recruitment": RecruitmentBlocks([STOP], [1] * 9, min_length=8),
+    "recruitment": RecruitmentBlocks([STOP], [1] * 9, prior=30.0, min_length=8),
     "surprise": SurpriseBlocks(Bits()),
     "changepoint": ChangePointBlocks([STOP], TOPICS, min_sentences=1),
     "tiling": TilingBlocks([STOP], TOPICS),
