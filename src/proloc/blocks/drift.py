@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from proloc.blocks.base import Partitioner, Trace, check_length, check_lengths
 from proloc.blocks.greedy import open_blocks
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
+from proloc.blocks.token_table import RunningSums, check_finite, checked_table, principal, rarity
 from proloc.errors import ProlocError
 
 
@@ -65,7 +65,7 @@ class DriftBlocks(Partitioner):
         self.min_sentence = min_sentence
         self.min_length = min_length
         self.max_length = max_length
-        self.embedding = _checked_table(embedding)
+        self.embedding = checked_table(embedding)
         self._table = self.embedding.double()
 
     @classmethod
@@ -101,10 +101,10 @@ class DriftBlocks(Partitioner):
         """
         if not isinstance(dim, int) or dim < 1:
             raise ProlocError(f"dim must be a whole number >= 1, not {dim!r}.")
-        _check_finite(embedding)
-        table = _principal(embedding.detach().cpu().double(), dim)
+        check_finite(embedding)
+        table = principal(embedding.detach().cpu().double(), dim)
         if counts is not None:
-            table = table * _rarity(counts, smoothing, table.shape[0])[:, None]
+            table = table * rarity(counts, smoothing, table.shape[0])[:, None]
         # Only directions matter; the largest value becomes 1 so that float16 neither overflows nor loses small rows.
         table = table / table.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         return cls(sentence_ends, table, **settings)
@@ -136,7 +136,7 @@ class DriftBlocks(Partitioner):
 
     def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         ends = self.sentence_ends.after(ids)
-        sums = _RunningSums(self._table, ids, np.flatnonzero(ends) + 1)
+        sums = RunningSums(self._table, ids, np.flatnonzero(ends) + 1)
         pair = np.empty((2, self._table.shape[1]))  # the block before, and what is compared to it
         judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
 
@@ -154,36 +154,6 @@ class DriftBlocks(Partitioner):
         return open_blocks(ends, self.max_length, distance, self.threshold)
 
 
-class _RunningSums:
-    """Sums of the embeddings of all tokens before a place, kept at the sentence ends only.
-
-    Args:
-        table: float64 ``[vocab, dim]``.
-        ids: ``[seq]``.
-        places: where a sum is wanted, ascending, each in ``[1, seq]``.
-    """
-
-    def __init__(self, table: Tensor, ids: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        if ids.max() >= len(table):
-            raise ProlocError(
-                f"Token id {int(ids.max())} is outside the drift blocks' embedding table of {len(table)} tokens; "
-                "build the blocks from the embedding of the model that reads these tokens."
-            )
-        self._table, self._ids = table, torch.from_numpy(np.ascontiguousarray(ids))
-        self._places = np.concatenate([[0], places])
-        bags = embedding_bag(self._ids[: self._places[-1]], table, torch.from_numpy(self._places[:-1]), mode="sum")
-        sums = torch.cat([table.new_zeros(1, table.shape[1]), bags.cumsum(0)]).numpy()
-        self._sums = dict(zip(self._places.tolist(), sums, strict=True))
-
-    def before(self, place: int) -> NDArray[np.float64]:
-        """The sum ``[dim]`` over tokens before ``place``."""
-        if place not in self._sums:  # max_length cut a block inside a sentence
-            known = int(self._places[np.searchsorted(self._places, place) - 1])
-            self._sums[place] = self._sums[known] + self._table[self._ids[known:place]].sum(0).numpy()
-        total: NDArray[np.float64] = self._sums[place]
-        return total
-
-
 def _distance(pair: NDArray[np.float64]) -> float:
     """Cosine distance of two rows; 0 when one says nothing (no tokens, or a zero vector), for then nothing drifted."""
     (one, product), (_, other) = np.dot(pair, pair.T).tolist()
@@ -191,41 +161,7 @@ def _distance(pair: NDArray[np.float64]) -> float:
     return 1.0 - product / norms if norms > 0 else 0.0
 
 
-def _principal(rows: Tensor, dim: int) -> Tensor:
-    """The rows, centred, in their leading principal directions: ``[vocab, min(dim, width)]``."""
-    centred = rows - rows.mean(dim=0)
-    # eigh sorts upwards; exact and without random numbers. The signs of the directions are free, cosines ignore them.
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
-    return torch.matmul(centred, directions[:, :dim])
-
-
-def _rarity(counts: Tensor | NDArray[np.int64] | Sequence[int], smoothing: float, vocab: int) -> Tensor:
-    seen = torch.as_tensor(counts).double()
-    if seen.shape != (vocab,) or not bool((seen >= 0).all()) or not 0 < float(seen.sum()) < math.inf:
-        raise ProlocError(
-            f"counts must be {vocab} numbers >= 0, one a token, not all 0; their shape is {list(seen.shape)}."
-        )
-    if not 0 < smoothing < math.inf:
-        raise ProlocError(f"smoothing must be a token probability > 0, not {smoothing!r}.")
-    return smoothing / (smoothing + seen / seen.sum())
-
-
 def _checked_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 2:
         raise ProlocError(f"threshold is a cosine distance and must be in [0, 2], not {threshold!r}.")
     return float(threshold)
-
-
-def _check_finite(embedding: Tensor) -> None:
-    if embedding.dim() != 2 or embedding.numel() == 0:
-        raise ProlocError(f"embedding must be [vocab, dim], but its shape is {list(embedding.shape)}.")
-    if wrong := int((~embedding.isfinite()).any(dim=1).sum()):
-        raise ProlocError(
-            f"{wrong} rows of the embedding hold NaN or infinity (float16 ends at 65504); all must be finite."
-        )
-
-
-def _checked_table(embedding: Tensor) -> Tensor:
-    table = embedding.detach().to("cpu", torch.float16, copy=True).contiguous()
-    _check_finite(table)
-    return table
