@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from proloc.blocks import ChangePointBlocks as ChangePointBlocks
+    from proloc.blocks import DelimiterBlocks as DelimiterBlocks
     from proloc.blocks import DriftBlocks as DriftBlocks
     from proloc.blocks import FixedBlocks as FixedBlocks
+    from proloc.blocks import GivenBlocks as GivenBlocks
     from proloc.blocks import Partitioner as Partitioner
     from proloc.blocks import RandomBlocks as RandomBlocks
+    from proloc.blocks import RecruitmentBlocks as RecruitmentBlocks
     from proloc.blocks import SentenceBlocks as SentenceBlocks
+    from proloc.blocks import SurpriseBlocks as SurpriseBlocks
+    from proloc.blocks import TilingBlocks as TilingBlocks
     from proloc.errors import ProlocError as ProlocError
     from proloc.evaluation import evaluate as evaluate
     from proloc.hf import add_figures as add_figures
@@ -32,7 +38,19 @@ if TYPE_CHECKING:
     from proloc.training import LocalityTrainer as LocalityTrainer
 
 _HOME = {
-    "proloc.blocks": ("DriftBlocks", "FixedBlocks", "Partitioner", "RandomBlocks", "SentenceBlocks"),
+    "proloc.blocks": (
+        "ChangePointBlocks",
+        "DelimiterBlocks",
+        "DriftBlocks",
+        "FixedBlocks",
+        "GivenBlocks",
+        "Partitioner",
+        "RandomBlocks",
+        "RecruitmentBlocks",
+        "SentenceBlocks",
+        "SurpriseBlocks",
+        "TilingBlocks",
+    ),
     "proloc.errors": ("ProlocError",),
     "proloc.evaluation": ("evaluate",),
     "proloc.hf": ("add_figures", "describe", "dial", "from_pretrained", "localize", "recording", "set_dial"),

@@ -1,6 +1,7 @@
 """The command ``proloc``: arguments in, exit code out; the work is done in the other rooms."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_check(commands)
     _add_generate(commands)
+    _add_blocks(commands)
     _add_models(commands)
     return parser
 
@@ -100,6 +102,26 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument("--tokens", type=int, default=60, help="how many tokens to add (default: 60)")
     parser.add_argument("--seed", type=int, help="sample with this seed (default: greedy)")
+
+
+def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "blocks",
+        "show a text with its blocks in colour",
+        "Cut a text into blocks and show them, with the score that opened each of them.",
+        _blocks,
+    )
+    parser.add_argument("text", help="a text, or a file that holds one")
+    parser.add_argument(
+        "--kind",
+        default="sentence",
+        help="fixed, random, sentence (default), paragraph, drift, recruitment, surprise, changepoint or tiling",
+    )
+    parser.add_argument("--model", default="builtin", help="whose tokens are cut (default: builtin)")
+    parser.add_argument("--mean-length", type=float, help="tokens per block wanted, calibrated on this text")
+    parser.add_argument("--html", type=Path, help="write a page that shows them too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
 def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -181,6 +203,43 @@ def _generate(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _blocks(arguments: argparse.Namespace) -> int:
+    from proloc.marking import mark_blocks
+
+    marked = mark_blocks(
+        _text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
+    )
+    if arguments.json:
+        print(json.dumps(marked.to_json(), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from proloc.report.blocks import print_blocks
+
+        print_blocks(marked, Console())
+    if arguments.html is not None:
+        from proloc.report.blocks import blocks_page
+        from proloc.study.results import write_atomically
+
+        try:
+            write_atomically(arguments.html, blocks_page(marked))
+        except OSError as error:
+            raise ProlocError(f"cannot write the page {arguments.html}: {error.strerror or error}.") from error
+        print(f"The page: {arguments.html.resolve()}", file=sys.stderr)
+    return 0
+
+
+def _text_of(text_or_file: str) -> str:
+    """The file's text where there is such a file, else the text itself."""
+    from proloc.text import read_file
+
+    try:
+        is_file = Path(text_or_file).is_file()
+    except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
+        is_file = False
+    return read_file(Path(text_or_file)) if is_file else text_or_file
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from texts import CATS, LAW, STOP, TOPICS, lengths, sentence_corpus, word_tokenizer
 
 from proloc.blocks import (
     DriftBlocks,
@@ -15,7 +14,7 @@ from proloc.blocks import (
     SentenceBlocks,
     SentenceEnds,
     block_lengths,
-    calibrate_drift,
+    calibrate,
     length_distribution,
     matched_fixed,
     matched_random,
@@ -24,17 +23,6 @@ from proloc.blocks import (
 )
 from proloc.errors import ProlocError
 
-STOP = 0
-
-
-def word_tokenizer(text: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with one token for every word and sign of the text, as GPT-2 would split it."""
-    split = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    words = dict.fromkeys(word for word, _ in split.pre_tokenize_str(text))
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=next(iter(words))))
-    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
 
 def sentences(text: str, **settings: int) -> list[str]:
     """The text cut into its sentence blocks."""
@@ -42,11 +30,6 @@ def sentences(text: str, **settings: int) -> list[str]:
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     block_ids = SentenceBlocks(tokenizer, **settings)(ids)[0]
     return [tokenizer.decode(ids[0, block_ids == block]).strip(" ") for block in range(int(block_ids.max()) + 1)]
-
-
-def lengths(partitioner, ids) -> list[int]:
-    opened = np.flatnonzero(partitioner.boundaries(np.asarray(ids)))
-    return np.diff([*opened, len(ids)]).tolist()
 
 
 class TestFixed:
@@ -119,11 +102,6 @@ class TestSentence:
     def test_a_negative_id_is_refused(self) -> None:
         with pytest.raises(ProlocError, match="not -100"):
             SentenceBlocks([1])(torch.tensor([[4, -100]]))
-
-
-# Token 0 ends a sentence and means nothing; 1 to 4 are about cats, 5 to 8 about law.
-TOPICS = torch.tensor([[0.0, 0.0]] + [[1.0, 0.1]] * 4 + [[0.1, 1.0]] * 4)
-CATS, LAW = [1, 2, 3, 4, 1, 2, 3, STOP], [5, 6, 7, 8, 5, 6, 7, STOP]
 
 
 def drift(**settings) -> DriftBlocks:
@@ -247,14 +225,6 @@ class TestRandom:
             RandomBlocks({3: 1}, seed=seed)
 
 
-def sentence_corpus(windows: int = 800, width: int = 256) -> list[np.ndarray]:
-    """Windows cut from one stream of sentences with the skewed lengths of prose, mean about 30 tokens."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(1, 9, windows * width)
-    ids[np.cumsum(1 + rng.gamma(2.0, 14.0, ids.size // 30).astype(int)) % ids.size] = STOP
-    return list(ids.reshape(windows, width))
-
-
 class TestCalibration:
     def test_the_last_block_of_a_window_is_not_complete(self) -> None:
         assert block_lengths(FixedBlocks(4), [np.zeros(10, int), np.zeros(8, int)]).tolist() == [4, 4, 4]
@@ -282,7 +252,7 @@ class TestCalibration:
     @pytest.mark.parametrize("wanted", [70, 90, 120])
     def test_drift_blocks_get_the_mean_length_wanted(self, wanted: int) -> None:
         corpus = sentence_corpus()
-        blocks = calibrate_drift(drift(), corpus, wanted)
+        blocks = calibrate(drift(), corpus, wanted)
         assert mean_block_length(blocks, corpus) == pytest.approx(wanted, rel=0.02)
         assert blocks.settings() == drift().settings() | {"threshold": blocks.threshold}
 
@@ -291,7 +261,7 @@ class TestCalibration:
         with pytest.raises(
             ProlocError, match=rf"blocks of {wanted} tokens.* is \d+\.\d at threshold 0 and 256\.0 at 2"
         ):
-            calibrate_drift(drift(), sentence_corpus(200), wanted)
+            calibrate(drift(), sentence_corpus(200), wanted)
 
     def test_token_counts_feed_from_embedding(self) -> None:
         counts = token_counts([[0, 1, 1], [3]], vocab=5)

@@ -2,6 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +14,20 @@ from torch import Tensor
 from proloc.errors import ProlocError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Why blocks opened where they did, for one sequence."""
+
+    scores: NDArray[np.float64]
+    """``[seq]``; the score that decided whether a block opens before that token, NaN where nothing was asked."""
+
+    threshold: float
+    """A block opens where the score is larger, if its length allows it; infinite for a rule without scores."""
+
+    meaning: str
+    """What the score is, with its unit; empty for a rule without scores."""
+
+
 class Partitioner(ABC):
     """Turns tokens into blocks; a subclass decides one sequence, this class handles batches, padding and packing.
 
@@ -19,10 +35,12 @@ class Partitioner(ABC):
         kind: the name under which configurations choose it.
         causal: True when a boundary before token t depends on tokens before t only. Only causal partitioners may
             train, evaluate or generate; the others explain a finished text.
+        threshold_range: smallest and largest threshold that ``calibrate`` tries; None = a rule without a threshold.
     """
 
     kind: ClassVar[str]
     causal: ClassVar[bool] = True
+    threshold_range: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -42,6 +60,22 @@ class Partitioner(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Arrays too large for JSON (an embedding); saved beside the model as safetensors."""
         return {}
+
+    def trace(self, ids: NDArray[np.int64]) -> Trace:
+        """The scores behind ``boundaries``, for one sequence ``[seq]``; a rule that has none says nothing."""
+        return Trace(scores=np.full(ids.shape, np.nan), threshold=np.inf, meaning="")
+
+    def with_threshold(self, threshold: float) -> Self:
+        """The same blocks with another threshold, sharing all arrays; larger thresholds make longer blocks.
+
+        Raises:
+            ProlocError: a threshold that cannot be, or a rule without one.
+        """
+        raise ProlocError(f"'{self.kind}' blocks have no threshold.")
+
+    def connect(self, provide: Callable[[str], Any]) -> Self:
+        """Fetch the models that this partitioner only knows by name; most name none and return themselves."""
+        return self
 
     @classmethod
     def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:

@@ -8,18 +8,18 @@ to the window; it is exactly L for ``FixedBlocks(L)``. It is larger than tokens 
 """
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from proloc.blocks.base import Partitioner
-from proloc.blocks.drift import DriftBlocks
 from proloc.blocks.fixed import FixedBlocks
 from proloc.blocks.random import RandomBlocks
 from proloc.errors import ProlocError
 
 Corpus: TypeAlias = Iterable[ArrayLike]
+Kind = TypeVar("Kind", bound=Partitioner)
 
 _MAX_HALVINGS = 30
 
@@ -69,35 +69,38 @@ def matched_random(partitioner: Partitioner, corpus: Corpus, seed: int = 0) -> R
     return RandomBlocks(length_distribution(partitioner, corpus), seed=seed)
 
 
-def calibrate_drift(
-    partitioner: DriftBlocks, corpus: Corpus, mean_length: float, *, tolerance: float = 0.02
-) -> DriftBlocks:
-    """Drift blocks whose mean length on the corpus is ``mean_length``, by bisection of the threshold.
+def calibrate(partitioner: Kind, corpus: Corpus, mean_length: float, *, tolerance: float = 0.02) -> Kind:
+    """The partitioner with the threshold at which its mean length on the corpus is ``mean_length``, by bisection.
 
     The mean length is a step function of the threshold; where no step lies within the tolerance, the nearest found is
-    taken.
+    taken. Text of another kind gets another mean length: to compare partitioners at equal lengths, calibrate each of
+    them on the text where they are compared, from its lengths alone, or report the lengths found there.
 
     Args:
-        partitioner: all but its threshold is kept.
+        partitioner: any with a threshold (drift, surprise, recruitment, change points, tiling); all else of it is kept.
         corpus: windows of token ids, several blocks long, and not those of the test text.
         mean_length: tokens per block wanted, as ``mean_block_length`` counts them.
         tolerance: relative error at which the search stops.
 
     Raises:
-        ProlocError: no threshold can give that mean length; the message names the reachable range.
+        ProlocError: a partitioner without a threshold, or none that can give that mean length; the message names the
+            reachable range.
     """
+    if partitioner.threshold_range is None:
+        raise ProlocError(f"'{partitioner.kind}' blocks have no threshold to calibrate.")
     windows = _windows(corpus)
 
     def mean_at(threshold: float) -> float:
         # Where no block closes this is the longest window, so that "too long" is still a number.
         return _mean(_kaplan_meier(*_observed_lengths(partitioner.with_threshold(threshold), windows)))
 
-    low, high = 0.0, 2.0
+    low, high = lowest, highest = partitioner.threshold_range
     shortest, longest = mean_at(low), mean_at(high)
     if not shortest * (1 - tolerance) <= mean_length <= longest * (1 + tolerance):
         raise ProlocError(
             f"No threshold gives blocks of {mean_length} tokens on this corpus: their mean length is {shortest:.1f} at "
-            f"threshold 0 and {longest:.1f} at 2; change min_sentence, min_length, max_length or the windows."
+            f"threshold {lowest:g} and {longest:.1f} at {highest:g}; change the shortest and longest lengths allowed, "
+            "or the windows."
         )
     best, error = low, abs(shortest - mean_length)
     for _ in range(_MAX_HALVINGS):

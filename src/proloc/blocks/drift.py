@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proloc.blocks.base import Partitioner, check_length, check_lengths
+from proloc.blocks.base import Partitioner, Trace, check_length, check_lengths
 from proloc.blocks.greedy import open_blocks
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
+from proloc.blocks.token_table import RunningSums, check_finite, checked_table, principal, rarity
 from proloc.errors import ProlocError
 
 
@@ -33,7 +34,7 @@ class DriftBlocks(Partitioner):
     Args:
         sentence_ends: as for ``SentenceBlocks``.
         embedding: a fixed vector for every token id, ``[vocab, dim]``; ``from_embedding`` makes one of a model's.
-        threshold: the cosine distance, 0 to 2, above which a sentence is about something else; see ``calibrate_drift``.
+        threshold: the cosine distance, 0 to 2, above which a sentence is about something else; see ``calibrate``.
         min_sentence: a shorter sentence ("Yes.", a heading) is judged together with the next one; in tokens.
         min_length: the shortest block; in tokens.
         max_length: a block this long closes even inside a sentence; None = no limit.
@@ -45,6 +46,7 @@ class DriftBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "drift"
+    threshold_range: ClassVar[tuple[float, float] | None] = (0.0, 2.0)
 
     def __init__(
         self,
@@ -63,8 +65,8 @@ class DriftBlocks(Partitioner):
         self.min_sentence = min_sentence
         self.min_length = min_length
         self.max_length = max_length
-        self.embedding = _checked_table(embedding)
-        self._table = self.embedding.float().numpy()
+        self.embedding = checked_table(embedding)
+        self._table = self.embedding.double()
 
     @classmethod
     def from_embedding(
@@ -99,35 +101,26 @@ class DriftBlocks(Partitioner):
         """
         if not isinstance(dim, int) or dim < 1:
             raise ProlocError(f"dim must be a whole number >= 1, not {dim!r}.")
-        _check_finite(embedding)
-        table = _principal(embedding.detach().cpu().double(), dim)
+        check_finite(embedding)
+        table = principal(embedding.detach().cpu().double(), dim)
         if counts is not None:
-            table = table * _rarity(counts, smoothing, table.shape[0])[:, None]
+            table = table * rarity(counts, smoothing, table.shape[0])[:, None]
         # Only directions matter; the largest value becomes 1 so that float16 neither overflows nor loses small rows.
         table = table / table.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         return cls(sentence_ends, table, **settings)
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same blocks with another threshold, sharing the table."""
         other = copy.copy(self)
         other.threshold = _checked_threshold(threshold)
         return other
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        ends = self.sentence_ends.after(ids)
-        sums = self._running_sums(ids)
-        judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
+        return self._walk(ids)[0]
 
-        def closes(start: int, cut: int) -> bool:
-            nonlocal judged
-            judged = max(judged, start)
-            if cut - judged < self.min_sentence:
-                return False
-            before, last = sums[judged] - sums[start], sums[cut] - sums[judged]
-            judged = cut
-            return cut - start >= self.min_length and _distance(before, last) > self.threshold
-
-        return open_blocks(ends, self.max_length, closes)
+    def trace(self, ids: NDArray[np.int64]) -> Trace:
+        return Trace(
+            scores=self._walk(ids)[1], threshold=self.threshold, meaning="cosine distance to the block before it"
+        )
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -141,59 +134,34 @@ class DriftBlocks(Partitioner):
     def tensors(self) -> dict[str, Tensor]:
         return {"embedding": self.embedding}
 
-    def _running_sums(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``[seq + 1, dim]``: row t is the sum of the embeddings of tokens before t."""
-        if ids.max() >= len(self._table):
-            raise ProlocError(
-                f"Token id {int(ids.max())} is outside the drift blocks' embedding table of {len(self._table)} tokens; "
-                "build the blocks from the embedding of the model that reads these tokens."
-            )
-        sums = np.zeros((ids.size + 1, self._table.shape[1]))
-        np.cumsum(self._table[ids], axis=0, dtype=np.float64, out=sums[1:])
-        return sums
+    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        ends = self.sentence_ends.after(ids)
+        sums = RunningSums(self._table, ids, np.flatnonzero(ends) + 1)
+        pair = np.empty((2, self._table.shape[1]))  # the block before, and what is compared to it
+        judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
+
+        def distance(start: int, cut: int) -> float:
+            nonlocal judged
+            judged = max(judged, start)
+            if cut - judged < self.min_sentence:
+                return math.nan
+            middle = sums.before(judged)
+            np.subtract(middle, sums.before(start), out=pair[0])
+            np.subtract(sums.before(cut), middle, out=pair[1])
+            judged = cut
+            return _distance(pair) if cut - start >= self.min_length else math.nan
+
+        return open_blocks(ends, self.max_length, distance, self.threshold)
 
 
-def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Cosine distance; 0 when one side says nothing (no tokens, or a zero vector), for then nothing drifted."""
-    norms = math.sqrt(float(a @ a) * float(b @ b))
-    return 1.0 - float(a @ b) / norms if norms > 0 else 0.0
-
-
-def _principal(rows: Tensor, dim: int) -> Tensor:
-    """The rows, centred, in their leading principal directions: ``[vocab, min(dim, width)]``."""
-    centred = rows - rows.mean(dim=0)
-    # eigh sorts upwards; exact and without random numbers. The signs of the directions are free, cosines ignore them.
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
-    return torch.matmul(centred, directions[:, :dim])
-
-
-def _rarity(counts: Tensor | NDArray[np.int64] | Sequence[int], smoothing: float, vocab: int) -> Tensor:
-    seen = torch.as_tensor(counts).double()
-    if seen.shape != (vocab,) or not bool((seen >= 0).all()) or not 0 < float(seen.sum()) < math.inf:
-        raise ProlocError(
-            f"counts must be {vocab} numbers >= 0, one a token, not all 0; their shape is {list(seen.shape)}."
-        )
-    if not 0 < smoothing < math.inf:
-        raise ProlocError(f"smoothing must be a token probability > 0, not {smoothing!r}.")
-    return smoothing / (smoothing + seen / seen.sum())
+def _distance(pair: NDArray[np.float64]) -> float:
+    """Cosine distance of two rows; 0 when one says nothing (no tokens, or a zero vector), for then nothing drifted."""
+    (one, product), (_, other) = np.dot(pair, pair.T).tolist()
+    norms = math.sqrt(one * other)
+    return 1.0 - product / norms if norms > 0 else 0.0
 
 
 def _checked_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 2:
         raise ProlocError(f"threshold is a cosine distance and must be in [0, 2], not {threshold!r}.")
     return float(threshold)
-
-
-def _check_finite(embedding: Tensor) -> None:
-    if embedding.dim() != 2 or embedding.numel() == 0:
-        raise ProlocError(f"embedding must be [vocab, dim], but its shape is {list(embedding.shape)}.")
-    if wrong := int((~embedding.isfinite()).any(dim=1).sum()):
-        raise ProlocError(
-            f"{wrong} rows of the embedding hold NaN or infinity (float16 ends at 65504); all must be finite."
-        )
-
-
-def _checked_table(embedding: Tensor) -> Tensor:
-    table = embedding.detach().to("cpu", torch.float16, copy=True).contiguous()
-    _check_finite(table)
-    return table

@@ -1,40 +1,47 @@
-"""The left-to-right walk that sentence and drift blocks share."""
+"""The left-to-right walk that most partitioners share."""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+LENGTH_SO_FAR = "tokens in the block so far"
+
 
 def open_blocks(
-    ends: NDArray[np.bool_], max_length: int | None, closes: Callable[[int, int], bool]
-) -> NDArray[np.bool_]:
-    """Open a block after each sentence end that ``closes`` accepts, and wherever a block reaches ``max_length``.
+    ends: NDArray[np.bool_], max_length: int | None, score: Callable[[int, int], float], threshold: float
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Open a block after each possible end whose score is above the threshold, and where one reaches ``max_length``.
 
     Args:
-        ends: ``[seq]``, True where a sentence ends with that token.
+        ends: ``[seq]``, True where a block may end with that token.
         max_length: the longest block; None = no limit.
-        closes: asked at every sentence end, in order, with the block's first token and the token after the end.
+        score: asked at every such end, in order, with the block's first token and the token after the end; NaN = the
+            block stays open.
+        threshold: a block opens where ``score > threshold``.
 
     Returns:
-        bool ``[seq]``, True where a block opens; the first is always True.
+        bool ``[seq]``, True where a block opens; the first is always True. And the scores ``[seq]``, each at the token
+        before which a block might have opened, NaN where nothing was asked.
     """
     opens = np.zeros(ends.shape, dtype=bool)
+    scores = np.full(ends.shape, np.nan)
     opens[0] = True
     start = 0
-    # A sentence that ends with the last token opens nothing: the next block has no token yet.
+    # An end with the last token opens nothing: the next block has no token yet.
     for cut in (np.flatnonzero(ends[:-1]) + 1).tolist():
-        start = _force(opens, start, cut, max_length)
-        if closes(start, cut):
+        if max_length is not None and cut - start > max_length:
+            start = _force(opens, start, cut, max_length)
+        scores[cut] = value = score(start, cut)
+        if value > threshold:
             opens[cut] = True
             start = cut
-    _force(opens, start, ends.size, max_length)
-    return opens
+    if max_length is not None:
+        _force(opens, start, ends.size, max_length)
+    return opens, scores
 
 
-def _force(opens: NDArray[np.bool_], start: int, stop: int, max_length: int | None) -> int:
+def _force(opens: NDArray[np.bool_], start: int, stop: int, max_length: int) -> int:
     """Cut full-length blocks off ``[start, stop)`` until what is left fits; returns where that rest starts."""
-    if max_length is None:
-        return start
     opens[start + max_length : stop : max_length] = True
     return start + (stop - start - 1) // max_length * max_length

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from proloc.blocks.base import Partitioner, check_lengths
-from proloc.blocks.greedy import open_blocks
+from proloc.blocks.base import Partitioner, Trace, check_lengths
+from proloc.blocks.greedy import LENGTH_SO_FAR, open_blocks
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 
 
@@ -36,8 +36,10 @@ class SentenceBlocks(Partitioner):
         self.max_length = max_length
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        ends = self.sentence_ends.after(ids)
-        return open_blocks(ends, self.max_length, lambda start, cut: cut - start >= self.min_length)
+        return self._walk(ids)[0]
+
+    def trace(self, ids: NDArray[np.int64]) -> Trace:
+        return Trace(scores=self._walk(ids)[1], threshold=self.min_length - 1, meaning=LENGTH_SO_FAR)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -45,3 +47,8 @@ class SentenceBlocks(Partitioner):
             "min_length": self.min_length,
             "max_length": self.max_length,
         }
+
+    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        return open_blocks(
+            self.sentence_ends.after(ids), self.max_length, lambda start, cut: cut - start, self.min_length - 1
+        )

@@ -1,6 +1,7 @@
 """The only room that knows transformers' internals: registration, ``localize``, the dial, saving and loading."""
 
 from proloc.hf.card import add_figures, figures
+from proloc.hf.frozen import provide
 from proloc.hf.loading import from_pretrained
 from proloc.hf.localize import localize
 from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state, recording, set_dial
@@ -15,6 +16,7 @@ __all__ = [
     "find_state",
     "from_pretrained",
     "localize",
+    "provide",
     "recording",
     "set_dial",
 ]

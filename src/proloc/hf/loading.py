@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from proloc.attention import Requested
+from proloc.hf.frozen import provide
 from proloc.hf.localize import localize
 from proloc.hf.persistence import TENSORS_FILE, Setting, build_blocks, build_schedule, enter_setting, read_setting
 from proloc.hf.state import find_state
@@ -32,7 +33,7 @@ def from_pretrained(name: str | Path, *, attention: Requested = "auto", **kwargs
     model = AutoModelForCausalLM.from_pretrained(str(name), **{"attn_implementation": None, **kwargs})
     setting = read_setting(getattr(model.config, "proloc", None), str(name))
     where = {key: kwargs[key] for key in WHERE if key in kwargs}
-    blocks = build_blocks(setting, str(name), _arrays_file(setting, str(name), where, model.name_or_path))
+    blocks = build_blocks(setting, str(name), _arrays_file(setting, str(name), where, model.name_or_path), provide)
     localised = localize(model, build_schedule(setting, str(name)), blocks, sinks=setting.sinks, attention=attention)
     state = find_state(localised)
     state.set_dial(setting.dial)

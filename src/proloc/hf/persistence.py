@@ -9,7 +9,7 @@ locality in silence; naming another attention gives that model on purpose. How t
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -153,13 +153,16 @@ def build_schedule(setting: Setting, name: str) -> Schedule:
         raise _wrong(name, str(error)) from error
 
 
-def build_blocks(setting: Setting, name: str, file: str | Path | None) -> Partitioner:
+def build_blocks(
+    setting: Setting, name: str, file: str | Path | None, provide: Callable[[str], Any] | None = None
+) -> Partitioner:
     """The partitioner of a setting.
 
     Args:
         setting: what ``read_setting`` gave.
         name: of the model, for messages.
         file: its ``proloc.safetensors``; None = there is none.
+        provide: fetches the models that the partitioner names.
 
     Raises:
         ProlocError: it names none that there is, or its settings or arrays are not right.
@@ -179,7 +182,7 @@ def build_blocks(setting: Setting, name: str, file: str | Path | None) -> Partit
                 "not from one save; copy both from where the model was saved."
             )
     try:
-        return build_partitioner(blocks.kind, blocks.settings, arrays)
+        return build_partitioner(blocks.kind, blocks.settings, arrays, provide)
     except ProlocError as error:
         raise _wrong(name, str(error)) from error
     except Exception as error:  # a value of the wrong type may fail anywhere

@@ -18,7 +18,7 @@ from proloc.blocks import (
     Partitioner,
     SentenceBlocks,
     build_partitioner,
-    calibrate_drift,
+    calibrate,
     matched_fixed,
     matched_random,
     token_counts,
@@ -99,7 +99,7 @@ def _semantic(section: BlocksSection, model: str, tokenizer: Any, train: np.ndar
         min_length=section.min_length,
         max_length=section.max_length or round(4 * section.mean_length),
     )
-    return calibrate_drift(blocks, train, section.mean_length)
+    return calibrate(blocks, train, section.mean_length)
 
 
 def save_prepared(prepared: Prepared, folder: Path) -> None:
