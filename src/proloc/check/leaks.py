@@ -1,5 +1,8 @@
 """What must not matter: later tokens, and at dial 1 other blocks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from proloc.check.finding import Outcome, difference, worst
@@ -9,6 +12,18 @@ from proloc.check.subject import HARD, Subject
 LIMIT = 1e-6
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrix products may be split among another number of threads, and rounded otherwise, when a machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def future(subject: Subject) -> Outcome:
     """Changing every token from the middle on moves no logit before it, at any dial and with either attention."""
     middle = subject.length // 2
@@ -25,6 +40,7 @@ def future(subject: Subject) -> Outcome:
     return Outcome(worst(errors), LIMIT)
 
 
+@_one_thread()
 def other_blocks(subject: Subject) -> Outcome:
     """All layers hard, dial 1: changing one token moves no logit outside its own block."""
     block_ids = subject.blocks(subject.ids)

@@ -14,6 +14,7 @@ from proloc.check import decoding, forward, gradients, keeping, leaks
 from proloc.check.finding import Finding, Outcome
 from proloc.check.subject import Subject
 from proloc.errors import ProlocError
+from proloc.hf import describe
 
 REPORT_FORMAT = 1
 
@@ -101,6 +102,7 @@ def report_dict(subject: Subject, name: str, findings: list[Finding]) -> dict[st
         "blocks": {"kind": subject.blocks.kind, "settings": subject.blocks.settings()},
         "sinks": subject.sinks,
         "passed": all(finding.verdict != "FAILED" for finding in findings),
+        "attention": describe(subject.twin())["computed_by"],
         "findings": [asdict(finding) for finding in findings],
         "versions": {
             "proloc": __version__,

@@ -32,6 +32,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print()
+    for chosen in report["attention"]:
+        console.print(Text(f"attention, when nobody names one: {chosen}"))
     console.print(Text(conclusion(report)))
 
 
