@@ -1,10 +1,13 @@
 """Fixtures shared by all tests."""
 
+import os
 import pydoc_data.topics
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub, and without a network every attempt costs half a minute
 
 torch.set_num_threads(1)
 

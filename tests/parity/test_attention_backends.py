@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from proloc.attention import compile as kernel_compiler
 from proloc.attention import proof, reference, sdpa
 from proloc.attention.choose import Needs, choose
+from proloc.attention.layout import KeyRanges
 from proloc.attention.operator import Operator
 from proloc.errors import ProlocError
 
@@ -347,3 +348,22 @@ def test_a_backend_that_answers_wrongly_is_not_used(without_proofs, monkeypatch)
     choice = choose("auto", needs())
     assert choice.name == "flash"
     assert "off by" in choice.reason
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("retain", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("liked", [5.0, -5.0])
+def test_a_query_does_not_notice_that_others_rescale_their_sums(name, retain, liked):
+    """Queries share vectors and tiles, and their running maxima move at different times; found by ``proloc check``."""
+    length, generator = 300, torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, length, 8, generator=generator) for _ in range(3))
+    key[:, :, 0] = torch.tensor([5.0, *[0.0] * 7])
+    query[..., 0] = liked  # everybody looks at the sink, or nobody ...
+    changed = query.clone()
+    changed[:, :, 8::4, 0] = -liked  # ... but some do otherwise now
+    starts = torch.zeros(1, length, dtype=torch.long)
+    ranges = KeyRanges.from_blocks(torch.arange(length)[None] // 90, torch.arange(length)[None] < 1, starts)
+    share = torch.tensor(retain, dtype=torch.float64)
+    before, after = (fast_backend(name)(q, key, value, ranges, share, scaling=1.0).output for q in (query, changed))
+    same = (query == changed).all(-1).all(1)[0]
+    assert torch.equal(before[:, same], after[:, same])

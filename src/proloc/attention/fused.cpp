@@ -380,8 +380,8 @@ void soften(const Tile& tile, const Keys& keys, Phase phase, int from, const Str
         top = larger(v, top);
       }
     }
-    factor[c] = power_of_two(s.max[c] - top);
     const Int changed = s.max[c] != top;
+    factor[c] = changed ? power_of_two(s.max[c] - top) : fill(1.0f);  // a lane must not notice that another one moved
     moved[c] = false;
     for (int i = 0; i < W; i++) moved[c] |= changed[i] != 0;
     if (moved[c]) {
