@@ -1,11 +1,13 @@
 """The only room that knows transformers' internals: registration, ``localize``, the dial, saving and loading."""
 
+from proloc.hf.cache import LocalCache
 from proloc.hf.card import add_figures, figures
 from proloc.hf.loading import from_pretrained
 from proloc.hf.localize import localize
 from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state, recording, set_dial
 
 __all__ = [
+    "LocalCache",
     "LocalityState",
     "Recorder",
     "add_figures",
