@@ -70,9 +70,11 @@ class KeyRanges:
         Args:
             positions: int64 ``[kept]``, ascending; home keys, visible sinks and the queries themselves among them.
         """
-        starts = (torch.searchsorted(positions, start.long()).int() for start in (self.visible_start, self.block_start))
+        visible, block = (
+            torch.searchsorted(positions, start.long()).int() for start in (self.visible_start, self.block_start)
+        )
         offset = int(torch.searchsorted(positions, self.query_offset))
-        return KeyRanges(*starts, self.sinks[:, positions], offset)
+        return KeyRanges(visible, block, self.sinks[:, positions], offset)
 
     def relation(self) -> Tensor:
         """The same as a matrix, uint8 ``[batch, 1, query, key]`` of HIDDEN, AWAY, HOME and SINK (see ``locality``)."""

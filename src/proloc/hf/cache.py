@@ -95,16 +95,11 @@ class LocalLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self.keys[..., : max(left, 0), :], self.values[..., : max(left, 0), :]
         self.seen = self.keys.shape[-2]
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.keys = self.values = None
-        self.is_initialized, self.seen, self._announced = False, 0, False
-
 
 class LocalCache(DynamicCache):  # type: ignore[misc]
     """A cache for ``generate`` whose hard layers (dial * lambda = 1) hold the sinks and the current block only.
 
-    Other layers have what transformers gives them, sliding windows included; generated tokens are those of a full cache.
+    Other layers have what transformers gives them, sliding windows included; what is generated is the same.
     Rows whose blocks start at different tokens keep the keys from the earliest start on. Blocks that are not contiguous
     drop nothing. ``generate`` uses it by itself where a layer is hard; pass one to be told where that cannot be.
 
@@ -116,23 +111,32 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(config=model.config.get_text_config(decoder=True))
+        self._config = model.config.get_text_config(decoder=True)
+        super().__init__(config=self._config)
         state = find_state(model)
         if not _known(self.layers, state):
             raise ProlocError(f"the cache of {type(model).__name__} is of a kind that LocalCache does not know.")
-        self.local: dict[int, LocalLayer] = {}
-        for number, kept in enumerate(state.retain.tolist()):
-            if kept == 0.0:
-                self.local[number] = LocalLayer(getattr(self.layers[number], "sliding_window", None))
-                self.layers[number] = self.local[number]
+        self._hard = [number for number, kept in enumerate(state.retain.tolist()) if kept == 0.0]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.layers = DynamicCache(
+            config=self._config
+        ).layers  # older transformers only zero theirs, and keep the length
+        for number in self._hard:
+            self.layers[number] = LocalLayer(getattr(self.layers[number], "sliding_window", None))
         self._held = torch.empty(0, dtype=torch.int64)  # positions of the keys held, windows aside
         self._complete_from = 0  # every key from here on is held
 
+    @property
+    def local(self) -> dict[int, LocalLayer]:
+        """The hard layers by number."""
+        return {number: self.layers[number] for number in self._hard}
+
     def num_held(self) -> dict[int, int]:
         """Keys that every hard layer holds now, by layer."""
-        return {
-            number: layer.keys.shape[-2] if layer.is_initialized else 0 for number, layer in self.local.items()
-        }
+        return {number: layer.keys.shape[-2] if layer.is_initialized else 0 for number, layer in self.local.items()}
 
     def crop(self, tokens_to_remove: int) -> None:
         """``LocalLayer.crop`` for hard layers, then transformers' own for the others."""
@@ -141,11 +145,6 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
         if self.local:
             seen = next(iter(self.local.values())).seen
             self._held, self._complete_from = self._held[self._held < seen], min(self._complete_from, seen)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self._held, self._complete_from = self._held[:0], 0
 
     def follow(self, state: LocalityState, layout: Layout) -> Tensor | None:
         """Plan one forward pass: what hard layers hold for it, and what they drop after it.
@@ -196,7 +195,7 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
         back = starts is None or int(starts.min()) < self._complete_from
         if back or bool(layout.sinks[:, :past][:, dropped].any()):
             raise ProlocError(
-                f"the blocks or sinks of the new tokens reach back to tokens whose keys were dropped ({count}); {FULL_CACHE}."
+                f"blocks or sinks of new tokens reach back to tokens whose keys were dropped ({count}); {FULL_CACHE}."
             )
 
 
@@ -236,13 +235,15 @@ def replace_cache(model: Any, arguments: dict[str, Any], prepare: Callable[[], A
     Raises:
         ProlocError: assisted decoding, which rolls its cache back, with a ``LocalCache``.
     """
-    config, inputs = arguments.get("generation_config"), arguments.get("model_kwargs") or {}
+    config: Any = arguments.get("generation_config")
+    inputs: dict[str, Any] = arguments.get("model_kwargs") or {}
     mode = getattr(arguments.get("generation_mode"), "value", None)
     given = inputs.get("past_key_values")
     prepared = prepare()
     if isinstance(given, LocalCache) and mode not in FORWARD_ONLY:
         raise ProlocError(f"{mode} rolls its cache back, which a LocalCache cannot; {FULL_CACHE}.")
-    cache, state = inputs.get("past_key_values"), find_state(model)
+    cache: Any = inputs.get("past_key_values")
+    state = find_state(model)
     if (
         given is None
         and type(cache) is DynamicCache
