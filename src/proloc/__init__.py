@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proloc.blocks import TilingBlocks as TilingBlocks
     from proloc.errors import ProlocError as ProlocError
     from proloc.evaluation import evaluate as evaluate
+    from proloc.hf import LocalCache as LocalCache
     from proloc.hf import add_figures as add_figures
     from proloc.hf import describe as describe
     from proloc.hf import dial as dial
@@ -53,7 +54,16 @@ _HOME = {
     ),
     "proloc.errors": ("ProlocError",),
     "proloc.evaluation": ("evaluate",),
-    "proloc.hf": ("add_figures", "describe", "dial", "from_pretrained", "localize", "recording", "set_dial"),
+    "proloc.hf": (
+        "LocalCache",
+        "add_figures",
+        "describe",
+        "dial",
+        "from_pretrained",
+        "localize",
+        "recording",
+        "set_dial",
+    ),
     "proloc.penalty": ("LowFidelity",),
     "proloc.schedule": ("Explicit", "Polynomial", "Reversed", "Step", "Uniform"),
     "proloc.training": ("LocalityTrainer",),

@@ -42,6 +42,17 @@ def test_every_query_sees_itself_at_home_and_nothing_later(problem):
     torch.testing.assert_close(ranges.uniform(), near / visible)
 
 
+@CASES
+@given(problems(), st.integers(0, 2**31))
+def test_some_of_the_keys_are_related_as_among_all(problem, seed):
+    ranges = problem.ranges
+    relation = ranges.relation()
+    kept = torch.rand(relation.shape[3], generator=torch.Generator().manual_seed(seed)) < 0.5
+    kept |= (relation >= HOME).any(0).any(0).any(0)  # home keys and sinks that somebody reads
+    positions = kept.nonzero()[:, 0]
+    assert torch.equal(ranges.at(positions).relation(), relation[..., positions])
+
+
 NOTHING = torch.zeros(1, 5, dtype=torch.bool)
 
 

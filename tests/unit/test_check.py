@@ -1,5 +1,6 @@
 """A check that cannot fail shows nothing: every way of being wrong is found."""
 
+import dataclasses
 import functools
 import json
 
@@ -14,8 +15,9 @@ from proloc.attention import Choice, KeyRanges
 from proloc.check import WAYS, Finding, Subject, check_model, report_dict, run_way
 from proloc.check.finding import Outcome, difference, worst
 from proloc.check.table import conclusion
-from proloc.hf import routing
+from proloc.hf import cache, routing
 from proloc.hf.state import LocalityState, Recorder
+from proloc.locality import Layout
 
 BY_NAME = {way.name: way for way in WAYS}
 
@@ -101,6 +103,35 @@ def test_wrong_positions_in_a_cache_are_found(monkeypatch):
     monkeypatch.setattr(KeyRanges, "from_blocks", lambda blocks, sinks, starts, _: real(blocks, sinks, starts))
     assert verdict("dynamic cache") == "FAILED"
     assert verdict("dial") in ("exact", "equal"), "a forward pass without a cache does not notice"
+
+
+def test_a_local_cache_that_drops_too_much_is_found(monkeypatch):
+    real = cache._block_starts
+    monkeypatch.setattr(cache, "_block_starts", lambda block_ids: real(block_ids) + 1)
+    monkeypatch.setattr(cache.LocalCache, "_check", lambda *_: None)
+    assert verdict("local cache") == "FAILED"
+    assert verdict("no cache") in ("exact", "equal")
+
+
+def test_a_local_cache_that_reads_all_it_holds_is_found(monkeypatch):
+    real = KeyRanges.at
+
+    def all_home(self, positions):
+        ranges = real(self, positions)
+        return dataclasses.replace(ranges, block_start=ranges.visible_start)
+
+    monkeypatch.setattr(KeyRanges, "at", all_home)
+    assert verdict("local cache") == "FAILED"
+
+
+def test_a_local_cache_that_forgets_its_sinks_is_found(monkeypatch):
+    real = cache.LocalCache.follow
+
+    def without_sinks(self, state, layout):
+        return real(self, state, Layout(layout.block_ids, torch.zeros_like(layout.sinks)))
+
+    monkeypatch.setattr(cache.LocalCache, "follow", without_sinks)
+    assert verdict("local cache") == "FAILED"
 
 
 def test_a_gradient_that_is_cut_is_found(monkeypatch):

@@ -19,13 +19,23 @@ class Keys:
         ranges: None where visible keys or blocks are not contiguous.
         relation: makes the uint8 matrix ``[batch, 1, query, key]`` of ``locality.relate``; called once, if at all.
         windowed: some queries do not see back to the start of their text.
+        held: positions int64 ``[held]`` of the keys that are left in layers whose cache dropped some; None = all.
     """
 
-    def __init__(self, ranges: KeyRanges | None, relation: Callable[[], Tensor], *, windowed: bool = False) -> None:
+    def __init__(
+        self,
+        ranges: KeyRanges | None,
+        relation: Callable[[], Tensor],
+        *,
+        windowed: bool = False,
+        held: Tensor | None = None,
+    ) -> None:
         self.ranges = ranges
         self.windowed = windowed
+        self.held = held
         self._make = relation
         self._relation: Tensor | None = None
+        self._local: Keys | None = None
 
     @classmethod
     def of_relation(cls, relation: Tensor) -> "Keys":
@@ -37,6 +47,16 @@ class Keys:
         if self._relation is None:
             self._relation = self._make()
         return self._relation
+
+    def local(self) -> "Keys":
+        """The same queries over the keys ``held`` alone."""
+        if self.held is None:
+            return self
+        if self._local is None:
+            held = self.held
+            ranges = None if self.ranges is None else self.ranges.at(held)
+            self._local = Keys(ranges, lambda: self.relation()[..., held], windowed=self.windowed)
+        return self._local
 
     def uniform(self) -> Tensor:
         """Share of the visible keys that are home or sink, ``[batch, query]``: the fidelity of uniform attention."""
@@ -51,7 +71,8 @@ class Keys:
         if ranges is not None:
             start, block, sinks = (part.to(device) for part in (ranges.visible_start, ranges.block_start, ranges.sinks))
             ranges = KeyRanges(start, block, sinks, ranges.query_offset)
-        return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed)
+        held = None if self.held is None else self.held.to(device)
+        return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held)
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.relation()[index]

@@ -64,6 +64,18 @@ class KeyRanges:
             )
         return cls(visible_start.int(), torch.maximum(block_start, visible_start).int(), sinks.bool(), query_offset)
 
+    def at(self, positions: Tensor) -> "KeyRanges":
+        """The same queries over some of the keys.
+
+        Args:
+            positions: int64 ``[kept]``, ascending; home keys, visible sinks and the queries themselves among them.
+        """
+        visible, block = (
+            torch.searchsorted(positions, start.long()).int() for start in (self.visible_start, self.block_start)
+        )
+        offset = int(torch.searchsorted(positions, self.query_offset))
+        return KeyRanges(visible, block, self.sinks[:, positions], offset)
+
     def relation(self) -> Tensor:
         """The same as a matrix, uint8 ``[batch, 1, query, key]`` of HIDDEN, AWAY, HOME and SINK (see ``locality``)."""
         keys = torch.arange(self.sinks.shape[1], device=self.sinks.device)

@@ -60,7 +60,8 @@ class Operator:
 
     def __init__(self, name: str, kernel: Kernel, device: str | None) -> None:
         self._name = name
-        self.registered = _register(name, kernel, device)
+        self._compute = _computing(kernel)
+        self.registered = _register(name, kernel, self._compute, device)
 
     def __call__(
         self,
@@ -88,7 +89,9 @@ class Operator:
         if retain.requires_grad:
             raise ProlocError(f"attention {self._name!r} has no gradient for retain; use 'reference'.")
         _check_shapes(query, key, value, ranges)
-        output, _, fidelity, sink_mass, entropy = self.registered(
+        # The dispatch of a registered operator costs as much as a token; only gradients and compilers need it.
+        plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(query) is Tensor
+        output, _, fidelity, sink_mass, entropy = (self._compute if plain else self.registered)(
             query,
             key,
             value,
@@ -140,8 +143,9 @@ def _like(query: Tensor, key: Tensor, value: Tensor) -> Gradients:
     return query, key, value
 
 
-def _register(name: str, kernel: Kernel, device: str | None) -> Any:
-    @torch.library.custom_op(f"proloc::{name}_attention", mutates_args=(), device_types=device)
+def _computing(kernel: Kernel) -> Any:
+    """The forward function of an operator."""
+
     def forward(
         query: Tensor,
         key: Tensor,
@@ -160,6 +164,12 @@ def _register(name: str, kernel: Kernel, device: str | None) -> Any:
             ranges = KeyRanges(visible_start, block_start, sinks, query_offset)
             kernel.forward((query, key, value), ranges, retain, scaling, outputs)
         return outputs
+
+    return forward
+
+
+def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> Any:
+    forward = torch.library.custom_op(f"proloc::{name}_attention", compute, mutates_args=(), device_types=device)
 
     @torch.library.custom_op(f"proloc::{name}_attention_backward", mutates_args=(), device_types=device)
     def backward(

@@ -1,6 +1,7 @@
 """Plain forward passes: dial 0, between and 1; padding; packing; statistics; half precision."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def pad(ids: Tensor, side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
     return padded, valid
 
 
-def positions(subject: Subject, valid: Tensor) -> dict[str, Tensor]:
+def positions(subject: Subject, valid: Tensor) -> dict[str, Any]:
     """Position ids that start at the first real token, where the model takes any."""
     return {"position_ids": (valid.cumsum(1) - 1).clamp_min(0)} if subject.takes("position_ids") else {}
 

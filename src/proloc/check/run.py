@@ -46,6 +46,7 @@ WAYS: tuple[Way, ...] = (
     Way("dynamic cache", "greedy decoding equals the full forward pass", decoding.dynamic_cache),
     Way("static cache", "decoding with a static cache equals the full forward pass", decoding.static_cache),
     Way("sliding cache", "decoding past a sliding window equals the full forward pass", decoding.sliding_cache),
+    Way("local cache", "a cache of sinks and the current block equals the full cache", decoding.local_cache),
     Way("no cache", "decoding without a cache equals the full forward pass", decoding.no_cache),
     Way("sampling", "sampled decoding equals the full forward pass", decoding.sampling),
     Way("beam search", "beam scores are the oracle's log-probabilities", decoding.beam_search),

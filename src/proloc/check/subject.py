@@ -18,7 +18,7 @@ from proloc.errors import ProlocError
 from proloc.hf import dial, localize
 from proloc.hf.localize import attention_layers
 from proloc.locality import mark_sinks
-from proloc.schedule import Polynomial, Schedule, Uniform
+from proloc.schedule import Polynomial, Schedule, Step, Uniform
 
 FEWEST_TOKENS = 16
 DIALS = (0.0, 0.5, 1.0)
@@ -70,27 +70,44 @@ class Subject:
     def oracle(self) -> Oracle:
         return Oracle(self.stock, attention_layers(self.stock))
 
-    def retains(self, position: float) -> list[float]:
-        """What away keys keep of their weight in every layer under the graded schedule."""
-        return [1.0 - position * value for value in GRADED.localities(len(attention_layers(self.stock)))]
+    @property
+    def late(self) -> Schedule:
+        """The last half of the layers hard, the others as they are."""
+        return Step(layers=(self.num_layers + 1) // 2)
+
+    @property
+    def num_layers(self) -> int:
+        return len(attention_layers(self.stock))
+
+    def retains(self, position: float, schedule: Schedule = GRADED) -> list[float]:
+        """What away keys keep of their weight in every layer."""
+        return [1.0 - position * value for value in schedule.localities(self.num_layers)]
 
     def expected(
-        self, position: float, ids: Tensor | None = None, *, valid: Tensor | None = None, **inputs: Any
+        self,
+        position: float,
+        ids: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        schedule: Schedule = GRADED,
+        **inputs: Any,
     ) -> Tensor:
-        """The oracle's logits under the graded schedule; ``valid`` is bool ``[batch, seq]``, False at padding."""
+        """The oracle's logits; ``valid`` is bool ``[batch, seq]``, False at padding."""
         if ids is not None:
-            return self._of_oracle(position, ids, valid, **inputs)
+            return self._of_oracle(position, ids, valid, schedule, **inputs)
         if position not in self._expected:
-            self._expected[position] = self._of_oracle(position, self.ids, None)
+            self._expected[position] = self._of_oracle(position, self.ids, None, GRADED)
         return self._expected[position]
 
-    def _of_oracle(self, position: float, ids: Tensor, valid: Tensor | None, **inputs: Any) -> Tensor:
+    def _of_oracle(
+        self, position: float, ids: Tensor, valid: Tensor | None, schedule: Schedule, **inputs: Any
+    ) -> Tensor:
         sinks = mark_sinks(self.sinks, torch.ones_like(ids, dtype=torch.bool) if valid is None else valid)
         if valid is not None:
             inputs["attention_mask"] = valid.long()
         with torch.no_grad():
             output = self.oracle.forward(
-                self.blocks(ids, valid), sinks, self.retains(position), input_ids=ids, **inputs
+                self.blocks(ids, valid), sinks, self.retains(position, schedule), input_ids=ids, **inputs
             )
         return output.logits  # type: ignore[no-any-return]
 

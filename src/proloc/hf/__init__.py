@@ -1,5 +1,6 @@
 """The only room that knows transformers' internals: registration, ``localize``, the dial, saving and loading."""
 
+from proloc.hf.cache import LocalCache
 from proloc.hf.card import add_figures, figures
 from proloc.hf.frozen import provide
 from proloc.hf.loading import from_pretrained
@@ -7,6 +8,7 @@ from proloc.hf.localize import localize
 from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state, recording, set_dial
 
 __all__ = [
+    "LocalCache",
     "LocalityState",
     "Recorder",
     "add_figures",

@@ -15,6 +15,7 @@ from proloc.attention import Requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
 from proloc.hf import persistence, routing
+from proloc.hf.cache import LocalCache, replace_cache
 from proloc.hf.card import save_card
 from proloc.hf.state import ATTRIBUTE, Current, LocalityState, current_layout
 from proloc.locality import Layout
@@ -141,7 +142,9 @@ class LocalisedModel:
         use_cache = arguments.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", False)  # type: ignore[attr-defined]
-        token = current_layout.set(Current(_layout(state, block_ids, arguments, use_cache=use_cache)))
+        layout, cache = _layout(state, block_ids, arguments, use_cache=use_cache), arguments.get("past_key_values")
+        held = cache.follow(state, layout) if isinstance(cache, LocalCache) else None
+        token = current_layout.set(Current(layout, held=held))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -176,6 +179,12 @@ class LocalisedModel:
         finally:
             current_layout.reset(token)
         return {**prepared, "block_ids": layout.block_ids}
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        # Private to transformers: in a version that lacks it, or calls it in another way, generate keeps its own cache.
+        parent = super()._prepare_cache_for_generation  # type: ignore[misc]
+        given = inspect.signature(parent).bind(*args, **kwargs).arguments
+        return replace_cache(self, given, lambda: parent(*args, **kwargs))
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """The model's own saving, with the setting as it is now, the partitioner's arrays and a model card."""

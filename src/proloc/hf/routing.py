@@ -82,7 +82,11 @@ def keys_mask(
         )  # fmt: skip
     except ProlocError:  # blocks that are not contiguous
         ranges = None
-    return Keys(ranges, relation, windowed=windowed)
+    held = current.held
+    if held is not None:
+        held = held[held >= request.kv_offset] - request.kv_offset
+        held = held if len(held) < kv_length else None
+    return Keys(ranges, relation, windowed=windowed, held=held)
 
 
 def _key_window(layout: Layout, start: int, length: int) -> Layout:
@@ -144,6 +148,9 @@ def dialled_attention(
         )
     recorder = state.recorder
     wanted = recorder.wants(state.localities[layer])
+    if keys.held is not None and key.shape[2] == len(keys.held):
+        _check_local(state, layer, measured=wanted != "nothing" or recorder.keep_weights)
+        keys = keys.local()
     query, key, value = _of_one_type(query, key, value)
     choice = choose(
         state.requested,
@@ -177,6 +184,17 @@ def dialled_attention(
         # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
         recorder.record(layer, attention, keys)
     return attention.output, None if attention.weights is None else attention.weights.to(query.dtype)
+
+
+def _check_local(state: LocalityState, layer: int, *, measured: bool) -> None:
+    """Raise where something is asked for that needs keys which were dropped from a cache."""
+    if measured or state.weights_asked_for:
+        raise ProlocError(
+            f"layer {layer} dropped keys from its cache, so its weights and fidelity over the whole text are not known "
+            "here; pass past_key_values=DynamicCache(config=model.config) to keep every key."
+        )
+    if float(state.retain[layer]) != 0.0:
+        raise ProlocError(f"layer {layer} takes its keys from a hard layer, which dropped some; it needs a full cache.")
 
 
 def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:

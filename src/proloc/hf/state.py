@@ -26,10 +26,12 @@ class Current:
     Attributes:
         layout: of past and query tokens.
         prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
+        held: positions of the keys that hard layers still have (``LocalCache``); None = all.
     """
 
     layout: Layout
     prepared: bool = False
+    held: Tensor | None = None
 
 
 # Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
