@@ -8,6 +8,8 @@ from tiny import VOCAB, random_ids, tiny_model, twin
 from transformers import (
     BartConfig,
     BartForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
     BloomConfig,
     BloomForCausalLM,
     DynamicCache,
@@ -258,6 +260,7 @@ def test_measuring_on_a_forced_sdpa_path_is_refused():
         (lambda: BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2)), "registry"),
         (lambda: BartForCausalLM(BartConfig(d_model=16, decoder_layers=1)), "cannot tell its layers apart"),
         (lambda: torch.nn.Linear(2, 2), "needs a Hugging Face model"),
+        (lambda: BertLMHeadModel(BertConfig(num_hidden_layers=1, hidden_size=12)), "reads later tokens"),
     ],
 )  # fmt: skip
 def test_architectures_that_cannot_be_right_are_refused(build, message):

@@ -125,9 +125,13 @@ class ChangePointBlocks(Partitioner):
 
 
 def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
-    """``[0, ..., seq]``: where sentences start, and the end; a shorter one (a blank line) joins the one before it."""
+    """``[0, ..., seq]``: where sentences start, and the end; a shorter one (a blank line) joins the one before.
+
+    The first sentence has none before it; where it is shorter, the next joins it.
+    """
     inner = np.flatnonzero(sentence_ends.after(ids)[:-1]) + 1
     inner = inner[np.diff([*inner, ids.size]) >= shortest]
+    inner = inner[inner >= shortest]
     return np.concatenate([[0], inner, [ids.size]])
 
 

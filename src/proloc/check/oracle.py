@@ -30,6 +30,8 @@ class Oracle:
         names = {module: name for name, module in stock.named_modules()}
         self.model = copy.deepcopy(stock).double()
         self.model.set_attn_implementation("eager")
+        if hasattr(self.model, "set_experts_implementation") and self.model._can_set_experts_implementation():
+            self.model.set_experts_implementation("eager")  # grouped products of experts take no float64
         self._layers = [self.model.get_submodule(names[module]) for module in attention_modules]
 
     def forward(self, block_ids: Tensor, sinks: Tensor, retains: Sequence[float], **inputs: Any) -> Any:

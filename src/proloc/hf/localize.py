@@ -104,6 +104,8 @@ def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
             f"{name} has {config.num_hidden_layers} layers but attention modules with layer_idx {numbers}; "
             "proloc cannot tell its layers apart and refuses it."
         )
+    if any(getattr(module, "is_causal", None) is False for module in found):
+        raise ProlocError(f"{name} reads later tokens (is_causal=False, is_decoder=False); it cannot be localised.")
     return found
 
 
