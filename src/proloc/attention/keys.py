@@ -80,7 +80,7 @@ class Keys:
         part = relation[index]
         if self.held is not None and part.shape[-1:] != relation.shape[-1:]:
             raise ProlocError(
-                "this model cuts its attention mask to length, which does not go with a local cache that dropped keys; pass "
-                "past_key_values=DynamicCache(config=model.config) to keep every key."
+                "this model cuts its attention mask to length, and a local cache that dropped keys cannot serve that; "
+                "pass past_key_values=DynamicCache(config=model.config) to keep every key."
             )
         return part
