@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch.utils.checkpoint import checkpoint
 
 from proloc.attention import compile as kernel_compiler
-from proloc.attention import proof, reference, sdpa
+from proloc.attention import flash_plan, proof, reference, sdpa
 from proloc.attention.choose import Needs, choose
 from proloc.attention.layout import KeyRanges
 from proloc.attention.operator import Operator
@@ -34,6 +34,28 @@ def test_fused_equals_the_float64_reference_with_its_gradients(problem):
 def test_flash_equals_the_float64_reference_with_its_gradients(problem):
     oracle = answers(reference.attend_ranges, problem, torch.float64)
     assert_same(answers(fast_backend("flash"), problem), oracle, 2e-5)
+
+
+@pytest.mark.parametrize("retain", [0.0, 0.5])
+def test_flash_over_sinks_piece_by_piece_is_the_same(monkeypatch, retain):
+    problem, flash = make(queries=70, sinks=2, padding=3, retain=retain), fast_backend("flash")
+    expected = answers(flash, problem)
+    monkeypatch.setattr(flash_plan, "MOST_QUERIES", 8)
+    assert_same(answers(flash, problem), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("wanted", ["nothing", "fidelity", "all"])
+def test_without_gradients_the_answers_are_the_same_bit_for_bit(name, wanted):
+    problem, backend = make(wanted=wanted), fast_backend(name)
+    retain = torch.tensor(problem.retain, dtype=torch.float64)
+    inputs = [part.requires_grad_() for part in problem.qkv]
+    registered = backend(*inputs, problem.ranges, retain, scaling=0.3, wanted=wanted)
+    with torch.no_grad():
+        direct = backend(*inputs, problem.ranges, retain, scaling=0.3, wanted=wanted)
+    for answer in ("output", "fidelity_undialled", "sink_mass", "entropy_bits"):
+        one, other = getattr(direct, answer), getattr(registered, answer)
+        assert (one is None and other is None) or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", FAST)

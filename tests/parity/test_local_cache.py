@@ -11,6 +11,7 @@ from tiny import VOCAB, random_ids, tiny_model
 from transformers import DynamicCache
 
 import proloc
+from proloc.attention import Keys
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 from families import LOCALISED, build
@@ -225,6 +226,14 @@ def test_what_needs_dropped_keys_is_refused():
         tiny_model()(random_ids(1, 3), past_key_values=proloc.LocalCache(model))
 
 
+def test_a_model_that_cuts_its_mask_is_refused():
+    relation = torch.ones(1, 1, 1, 9, dtype=torch.uint8)
+    keys = Keys(None, lambda: relation, held=torch.tensor([0, 7, 8]))
+    assert torch.equal(keys[:, :, :, :9], relation)
+    with pytest.raises(proloc.ProlocError, match="cuts its attention mask"):
+        keys[:, :, :, :3]
+
+
 def test_a_pass_that_was_interrupted_is_noticed():
     model = localised(blocks=proloc.FixedBlocks(6))
     cache = filled(model)
@@ -253,6 +262,8 @@ def test_generate_keeps_the_usual_cache_without_hard_layers_and_while_recording(
         assert type(generate(model, inputs, do_sample=False).past_key_values) is DynamicCache
     with proloc.recording(model):
         assert type(generate(model, inputs, do_sample=False).past_key_values) is DynamicCache
+    model.compile(backend="eager")
+    assert type(generate(model, inputs, tokens=1, do_sample=False).past_key_values) is DynamicCache
 
 
 def test_a_transformers_without_the_private_hook_keeps_its_cache(monkeypatch):

@@ -57,19 +57,16 @@ class FlashKernel:
         output: Tensor,
         lse: Tensor,
         fidelity: Tensor,
-        grads: Gradients,
-    ) -> None:
-        exact = grads[0].dtype == torch.float32
-        sums = [part.zero_() if exact else torch.zeros_like(part, dtype=torch.float32) for part in grads]
-        _add_gradients(
-            grad_output, grad_fidelity, qkv, ranges, float(retain), scaling, output, lse, fidelity, tuple(sums)
+    ) -> Gradients:
+        sums = _gradients(grad_output, grad_fidelity, qkv, ranges, float(retain), scaling, output, lse, fidelity)
+        query, key, value = (
+            total.to(part.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+            for total, part in zip(sums, qkv, strict=True)
         )
-        if not exact:
-            for grad, total in zip(grads, sums, strict=True):
-                grad.copy_(total)
+        return query, key, value
 
 
-def _add_gradients(
+def _gradients(
     grad_output: Tensor,
     grad_fidelity: Tensor | None,
     qkv: Heads,
@@ -79,10 +76,9 @@ def _add_gradients(
     output: Tensor,
     lse: Tensor,
     fidelity: Tensor,
-    grads: tuple[Tensor, ...],
-) -> None:
-    """``FlashKernel.backward`` with gradients that start at 0 and sum in float32."""
-    plan = make_plan(ranges)
+) -> list[Tensor]:
+    """The gradients of q, k and v in float32."""
+    plan, grads = make_plan(ranges), list[Tensor]()
     grad, out = (part.transpose(1, 2) for part in (grad_output, output))
     if grad_fidelity is None:
         if retain > 0.0:
@@ -90,7 +86,7 @@ def _add_gradients(
         if retain < 1.0:
             for calls in (plan.blocks, plan.sinks):
                 _backward(calls, grad, qkv, out, lse - math.log1p(-retain), scaling, grads)
-        return
+        return grads
     length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
     if bool((length < TINY).any()):
         grad = torch.where(length[..., None] < TINY, TINY, grad)
@@ -103,17 +99,18 @@ def _add_gradients(
         _backward(plan.visible, grad, qkv, moved, lse - math.log(retain), scaling, grads)
     else:
         # u = exp(s - L) times -g F on every visible key, by a pass without values.
-        moved = _move(torch.zeros_like(out), grad, slope)
+        moved = _move(None, grad, slope)
         undialled = lse - fidelity.clamp_min(1e-30).log()
-        _backward(plan.visible, grad, without_values, moved, undialled, scaling, grads[:2])
+        _backward(plan.visible, grad, without_values, moved, undialled, scaling, grads, values=False)
     if retain < 1.0:
-        moved = _move(out, grad, -slope / (1 - retain))
+        moved = _move(out, grad, -slope / (1 - retain), moved)
         for calls in (plan.blocks, plan.sinks):
             _backward(calls, grad, qkv, moved, lse - math.log1p(-retain), scaling, grads)
     else:
-        moved = _move(torch.zeros_like(out), grad, -slope)
+        moved = _move(None, grad, -slope, moved)
         for calls in (plan.blocks, plan.sinks):
-            _backward(calls, grad, without_values, moved, lse, scaling, grads[:2])
+            _backward(calls, grad, without_values, moved, lse, scaling, grads, values=False)
+    return grads
 
 
 def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,11 +119,7 @@ def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) 
     if full is not None and retain == 1.0 and not fidelity:
         return *full, torch.ones_like(full[1])
     home, home_sum = _forward(plan.blocks, qkv, scaling)
-    if plan.sinks:
-        sinks, sink_sum = _forward(plan.sinks, qkv, scaling)
-        both = torch.logaddexp(home_sum, sink_sum)
-        home = home * (home_sum - both).exp()[..., None] + sinks * (sink_sum - both).exp()[..., None]
-        home_sum = both
+    _add_sinks(plan.sinks, qkv, scaling, home, home_sum)
     if full is None:
         return home, home_sum, torch.ones_like(home_sum)
     output, total = full
@@ -135,21 +128,32 @@ def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) 
         return home, home_sum, share
     normalised = share + retain * (1 - share)
     weight = (1 - retain) * share / normalised
-    return torch.lerp(output.float(), home.float(), weight[..., None]), total + normalised.log(), share
+    return output.lerp_(home, weight[..., None]), total + normalised.log(), share
 
 
 def _forward(calls: list[Call], qkv: Heads, scaling: float) -> tuple[Tensor, Tensor]:
-    """Output and log-sum of some calls; where no call reaches, 0 and minus infinity."""
+    """Float32 output and log-sum of calls that together answer every query once."""
     query, key, value = qkv
-    if len(calls) == 1 and calls[0].queries == slice(0, query.shape[2]) and calls[0].rows == slice(0, len(query)):
-        return _call(calls[0], query, key, value, scaling)
-    output = torch.zeros_like(query)
-    total = query.new_full(query.shape[:3], -math.inf, dtype=torch.float32)
+    if len(calls) == 1:
+        output, total = _call(calls[0], query, key, value, scaling)
+        return output.float(), total
+    output = torch.empty_like(query, dtype=torch.float32)
+    total = query.new_empty(query.shape[:3], dtype=torch.float32)
     for call in calls:
         part = output[call.rows, :, call.queries], total[call.rows, :, call.queries]
         for whole, answer in zip(part, _call(call, query, key, value, scaling), strict=True):
             whole.copy_(answer)
     return output, total
+
+
+def _add_sinks(calls: list[Call], qkv: Heads, scaling: float, output: Tensor, total: Tensor) -> None:
+    """Merge attention over sinks into output and log-sum of home keys, in place."""
+    for call in calls:
+        answer, extra = _call(call, *qkv, scaling)
+        home, known = output[call.rows, :, call.queries], total[call.rows, :, call.queries]
+        both = torch.logaddexp(known, extra)
+        home.mul_((known - both).exp_()[..., None]).addcmul_(answer, (extra - both).exp_()[..., None])
+        known.copy_(both)
 
 
 def _call(call: Call, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -165,9 +169,17 @@ def _call(call: Call, query: Tensor, key: Tensor, value: Tensor, scaling: float)
 
 
 def _backward(
-    calls: list[Call], grad: Tensor, qkv: Heads, out: Tensor, lse: Tensor, scaling: float, grads: tuple[Tensor, ...]
+    calls: list[Call],
+    grad: Tensor,
+    qkv: Heads,
+    out: Tensor,
+    lse: Tensor,
+    scaling: float,
+    grads: list[Tensor],
+    *,
+    values: bool = True,
 ) -> None:
-    """Add the gradients of some calls to ``grads``, of q, k and v or of q and k alone."""
+    """Add the gradients of some calls to ``grads``, of q, k and v or of q and k alone; an empty list starts at 0."""
     for call in calls:
         near = [part[call.rows, :, call.queries] for part in (grad, qkv[0], out)]
         parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -180,14 +192,25 @@ def _backward(
             call.causal,
             scale=scaling,
         )
+        if not values:
+            parts[2].zero_()
+        if not grads and all(part.shape == whole.shape for part, whole in zip(parts, qkv, strict=True)):
+            grads += [part.float() for part in parts]
+            continue
+        if not grads:
+            grads += [torch.zeros_like(part, dtype=torch.float32) for part in qkv]
         places = (call.queries, call.keys, call.keys)
-        for whole, part, place in zip(grads, parts, places, strict=False):
+        for whole, part, place in zip(grads, parts, places, strict=True):
             whole[call.rows, :, place] += part
 
 
-def _move(out: Tensor, grad: Tensor, steps: Tensor) -> Tensor:
-    """``out + steps * grad``: their product in a row grows by ``steps |grad|^2``."""
-    return torch.addcmul(out.float(), grad.float(), steps[..., None]).to(out.dtype)
+def _move(out: Tensor | None, grad: Tensor, steps: Tensor, room: Tensor | None = None) -> Tensor:
+    """``out + steps * grad``: their product in a row grows by ``steps |grad|^2``; None = 0, room is reused."""
+    steps = steps[..., None]
+    if grad.dtype == torch.float32:  # the largest buffer of the backward pass
+        return torch.mul(grad, steps, out=room) if out is None else torch.addcmul(out, grad, steps, out=room)
+    moved = grad.float() * steps if out is None else torch.addcmul(out.float(), grad.float(), steps)
+    return moved.to(grad.dtype)
 
 
 def _sink_mass(query: Tensor, key: Tensor, ranges: KeyRanges, scaling: float, lse: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 from proloc.attention.layout import KeyRanges
 from proloc.errors import ProlocError
 
+MOST_QUERIES = 1024  # over sinks at once: answers as large as all queries would be the peak of memory
+
 
 @dataclass(frozen=True)
 class Call:
@@ -90,7 +92,8 @@ def _sink_calls(row: int, sinks: Tensor, visible: Tensor, block: Tensor) -> list
     pairs, counts = torch.unique_consecutive(torch.stack((first, stop)), dim=1, return_counts=True)
     calls, query = [], 0
     for begin, end, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-        if begin < end:
-            calls.append(Call(slice(row, row + 1), slice(query, query + count), sinks[begin:end], causal=False))
+        for start in range(query, query + count, MOST_QUERIES) if begin < end else ():
+            part = slice(start, min(start + MOST_QUERIES, query + count))
+            calls.append(Call(slice(row, row + 1), part, sinks[begin:end], causal=False))
         query += count
     return calls

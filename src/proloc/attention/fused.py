@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proloc.attention.compile import load_kernel
 from proloc.attention.layout import KeyRanges
-from proloc.attention.operator import Gradients, Operator, Outputs
+from proloc.attention.operator import Gradients, Operator, Outputs, new_gradients
 
 SMALLEST = 1e-30  # a smaller retain is 0 to float32 weights
 _QKV = ("query", "key", "value")
@@ -69,12 +69,13 @@ class FusedKernel:
         output: Tensor,
         lse: Tensor,
         fidelity: Tensor,
-        grads: Gradients,
-    ) -> None:
+    ) -> Gradients:
+        grads = new_gradients(*qkv)
         rows = {**_rows(qkv), "output": output.transpose(1, 2), "grad_output": _dense(grad_output).transpose(1, 2)}
         rows |= {f"grad_{name}": grad for name, grad in zip(_QKV, grads, strict=True)}
         extra = {} if grad_fidelity is None else {"grad_fidelity": grad_fidelity.float().contiguous()}
         _run("proloc_backward", rows, ranges, float(retain), scaling, lse, fidelity, **extra)
+        return grads
 
 
 def _run(

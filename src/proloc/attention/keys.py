@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from proloc.attention.layout import KeyRanges
+from proloc.errors import ProlocError
 from proloc.locality import HIDDEN, HOME
 
 
@@ -75,4 +76,11 @@ class Keys:
         return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held)
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self.relation()[index]
+        relation = self.relation()
+        part = relation[index]
+        if self.held is not None and part.shape[-1:] != relation.shape[-1:]:
+            raise ProlocError(
+                "this model cuts its attention mask to length, and a local cache that dropped keys cannot serve that; "
+                "pass past_key_values=DynamicCache(config=model.config) to keep every key."
+            )
+        return part

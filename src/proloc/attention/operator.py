@@ -43,9 +43,8 @@ class Kernel(Protocol):
         output: Tensor,
         lse: Tensor,
         fidelity: Tensor,
-        grads: Gradients,
-    ) -> None:
-        """Fill ``grads``, the gradients of q, k and v, contiguous."""
+    ) -> Gradients:
+        """The gradients of q, k and v, laid out like ``new_gradients``."""
         ...
 
 
@@ -138,8 +137,9 @@ def _outputs(query: Tensor, fidelity: bool, statistics: bool) -> Outputs:
     return output, lse, others[0], others[1], others[2]
 
 
-def _like(query: Tensor, key: Tensor, value: Tensor) -> Gradients:
-    query, key, value = (torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value))
+def new_gradients(query: Tensor, key: Tensor, value: Tensor) -> Gradients:
+    """Room for the gradients of q, k and v, in memory ``[batch, row, head, head_dim]``: projections want them so."""
+    query, key, value = (part.new_empty(part.transpose(1, 2).shape).transpose(1, 2) for part in (query, key, value))
     return query, key, value
 
 
@@ -188,14 +188,13 @@ def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> An
         lse: Tensor,
         fidelity: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grads = _like(query, key, value)
         if query.numel() == 0:
+            grads = new_gradients(query, key, value)
             for part in grads:
                 part.zero_()
             return grads
         ranges, qkv = KeyRanges(visible_start, block_start, sinks, query_offset), (query, key, value)
-        kernel.backward(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity, grads)
-        return grads
+        return kernel.backward(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
         *tensors, retain, query_offset, scaling, _, _ = inputs
@@ -218,6 +217,6 @@ def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> An
         return (*grads, *[None] * 8)
 
     forward.register_fake(lambda query, *inputs: _outputs(query, inputs[-2], inputs[-1]))
-    backward.register_fake(lambda grad_output, grad_fidelity, query, key, value, *_: _like(query, key, value))
+    backward.register_fake(lambda grad_output, grad_fidelity, query, key, value, *_: new_gradients(query, key, value))
     forward.register_autograd(run_backward, setup_context=setup_context)
     return forward

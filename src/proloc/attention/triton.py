@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proloc.attention.layout import KeyRanges
-from proloc.attention.operator import Gradients, Operator, Outputs
+from proloc.attention.operator import Gradients, Operator, Outputs, new_gradients
 from proloc.errors import ProlocError
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -51,9 +51,8 @@ class TritonKernel:
         output: Tensor,
         lse: Tensor,
         fidelity: Tensor,
-        grads: Gradients,
-    ) -> None:
-        kernels = _kernels()
+    ) -> Gradients:
+        kernels, grads = _kernels(), new_gradients(*qkv)
         query, key, value = (_dense(part) for part in qkv)
         grad = _dense(grad_output.transpose(1, 2))
         batch, heads, queries, head_dim = query.shape
@@ -69,6 +68,7 @@ class TritonKernel:
         kernels.backward_key[(-(-key.shape[2] // TILE), batch * key.shape[1])](
             *inputs, *grads[1:], *shared, *_strides(*inputs, grads[1]), *sizes, **options
         )
+        return grads
 
 
 def _constants(

@@ -121,9 +121,7 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        self.layers = DynamicCache(
-            config=self._config
-        ).layers  # older transformers only zero theirs, and keep the length
+        self.layers = DynamicCache(config=self._config).layers  # reset() of older transformers only zeroes them
         for number in self._hard:
             self.layers[number] = LocalLayer(getattr(self.layers[number], "sliding_window", None))
         self._held = torch.empty(0, dtype=torch.int64)  # positions of the keys held, windows aside
@@ -146,6 +144,7 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
             seen = next(iter(self.local.values())).seen
             self._held, self._complete_from = self._held[self._held < seen], min(self._complete_from, seen)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def follow(self, state: LocalityState, layout: Layout) -> Tensor | None:
         """Plan one forward pass: what hard layers hold for it, and what they drop after it.
 
@@ -172,7 +171,7 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
         given = torch.cat([self._held, torch.arange(past, total, device=self._held.device)])
         needed = None
         if hard and starts is not None:
-            self._complete_from = max(self._complete_from, int(starts[:, -1].min()))
+            self._complete_from = int(starts[:, -1].min())
             needed = (given >= self._complete_from) | layout.sinks.any(dim=0)[given]
         for window in {layer.sliding_window for layer in self.local.values()}:
             places = _needed_in_window(given, needed, window, past, total)
@@ -225,7 +224,8 @@ def _needed_in_window(given: Tensor, needed: Tensor | None, window: int | None, 
 def replace_cache(model: Any, arguments: dict[str, Any], prepare: Callable[[], Any]) -> Any:
     """Let ``generate`` prepare its cache, then put a ``LocalCache`` in its place where a layer is hard.
 
-    Only a cache that ``generate`` made itself is replaced, and only where nobody rolls it back or wants weights.
+    Only a cache that ``generate`` made itself is replaced, and only where nobody rolls it back, wants weights, or has
+    compiled the model, whose code would be specialised to every length.
 
     Args:
         model: the localised model that generates.
@@ -254,6 +254,7 @@ def replace_cache(model: Any, arguments: dict[str, Any], prepare: Callable[[], A
         and state.recorder.wanted == "nothing"
         and not state.recorder.keep_weights
         and not state.attention_released
+        and getattr(model, "_compiled_call_impl", None) is None
         and 0.0 in state.retain.tolist()
         and _known(cache.layers, state)
     ):
