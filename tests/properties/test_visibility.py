@@ -1,6 +1,7 @@
 """The ranges of visible keys are those of transformers' own mask, or there are none."""
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given, settings
 from transformers.masking_utils import (
@@ -13,6 +14,7 @@ from transformers.masking_utils import (
 )
 
 from proloc.attention import KeyRanges, Keys
+from proloc.errors import ProlocError
 from proloc.hf import visibility
 from proloc.hf.visibility import MaskRequest, visible_starts
 from proloc.locality import HIDDEN
@@ -100,3 +102,10 @@ def test_the_usual_masks_need_no_matrix(monkeypatch):
     monkeypatch.delattr(visibility, "sdpa_mask")
     for function in (causal_mask_function, sliding_window_causal_mask_function(3)):
         assert visible_starts(request_of(function, torch.tensor([[False, True, True, True, True, False]]))) is not None
+
+
+def test_an_architecture_that_computes_with_its_mask_is_refused():
+    keys = Keys.of_relation(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ProlocError, match="it asked for 'dtype'"):
+        torch.finfo(keys.dtype)
+    assert not hasattr(keys, "masked_fill")

@@ -11,6 +11,10 @@ from proloc.errors import ProlocError
 from proloc.locality import HIDDEN, HOME
 
 
+class NoMask(ProlocError, AttributeError):
+    """Something wanted to compute with what it took for an attention mask; hasattr() still works."""
+
+
 class Keys:
     """What every query may read and how it is related to it; all layers with the same window share one.
 
@@ -84,3 +88,9 @@ class Keys:
                 "pass past_key_values=DynamicCache(config=model.config) to keep every key."
             )
         return part
+
+    def __getattr__(self, name: str) -> Any:
+        raise NoMask(
+            f"this architecture computes with its attention mask (it asked for {name!r}), whose meaning proloc would "
+            "change; it cannot be localised."
+        )

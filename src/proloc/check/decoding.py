@@ -95,14 +95,20 @@ def assisted(subject: Subject) -> Outcome:
 def _decoded(subject: Subject, **how: Any) -> Outcome:
     """Logits of every generated token, from left-padded prompts, against the oracle."""
     ids, valid = pad(subject.ids, "left")
+    how = {"attention_mask": valid.long(), "output_logits": True, **how}
     try:
-        _generate(subject, None, ids, attention_mask=valid.long(), **how)
+        plain = _generate(subject, None, ids, **how)
     except Exception as error:  # whatever it raises, the unmodified model cannot be run like this
         return Outcome(verdict="not applicable", note=f"the unmodified model raises {type(error).__name__}")
     errors = []
     for position in (0.5, 1.0):
-        output = _generate(subject, position, ids, attention_mask=valid.long(), output_logits=True, **how)
+        output = _generate(subject, position, ids, **how)
         errors.append(difference(torch.stack(output.logits, 1), _rest(subject, position, valid, output.sequences)))
+    if not worst(errors) <= LIMIT:
+        own = difference(torch.stack(plain.logits, 1), _rest(subject, 0.0, valid, plain.sequences))
+        if not own <= LIMIT:
+            note = f"the unmodified model's own decoding differs from its forward pass by {own:.0e}"
+            return Outcome(verdict="not applicable", note=note)
     return Outcome(worst(errors), LIMIT)
 
 
