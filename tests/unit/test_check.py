@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,9 +142,11 @@ def test_a_gradient_that_is_cut_is_found(monkeypatch):
 
 def test_a_statistic_that_is_wrong_is_found(monkeypatch):
     real = Recorder.record
-    monkeypatch.setattr(
-        Recorder, "record", lambda self, layer, attended, relation: real(self, layer, attended, relation.flip(-1))
-    )
+
+    def one_per_cent_off(self, layer, attention, keys):
+        real(self, layer, replace(attention, fidelity_undialled=0.99 * attention.fidelity_undialled), keys)
+
+    monkeypatch.setattr(Recorder, "record", one_per_cent_off)
     assert verdict("statistics") == "FAILED"
 
 

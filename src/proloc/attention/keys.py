@@ -11,7 +11,7 @@ from proloc.errors import ProlocError
 from proloc.locality import HIDDEN, HOME
 
 
-class NoMask(ProlocError, AttributeError):
+class NoMaskError(ProlocError, AttributeError):
     """Something wanted to compute with what it took for an attention mask; hasattr() still works."""
 
 
@@ -90,7 +90,7 @@ class Keys:
         return part
 
     def __getattr__(self, name: str) -> Any:
-        raise NoMask(
+        raise NoMaskError(
             f"this architecture computes with its attention mask (it asked for {name!r}), whose meaning proloc would "
             "change; it cannot be localised."
         )
