@@ -1,5 +1,6 @@
 """The fast attention backends compute what the reference computes, and what they cannot do they refuse."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -389,3 +390,19 @@ def test_a_query_does_not_notice_that_others_rescale_their_sums(name, retain, li
     before, after = (fast_backend(name)(q, key, value, ranges, share, scaling=1.0).output for q in (query, changed))
     same = (query == changed).all(-1).all(1)[0]
     assert torch.equal(before[:, same], after[:, same])
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_backend_may_prove_itself_inside_a_checkpointed_layer(name, monkeypatch):
+    """The first forward pass saves the tensors of the proof too; checkpointing must not expect them again."""
+    fast_backend(name)
+    monkeypatch.setattr(proof, "_objection", functools.cache(proof._objection.__wrapped__))
+    problem = make(queries=200, retain=0.5)
+    query, key, value = (part.float().requires_grad_() for part in problem.qkv)
+
+    def layer(query):
+        choice = choose(name, Needs(device="cpu", dtype=query.dtype, queries=200, keys=200))
+        return choice.attend(query, key, value, problem.ranges, HALF, scaling=0.3).output
+
+    checkpoint(layer, query, use_reentrant=False).sum().backward()
+    assert query.grad is not None
