@@ -220,8 +220,8 @@ def _blocks(arguments: argparse.Namespace) -> int:
 
         print_blocks(marked, Console())
     if arguments.html is not None:
+        from proloc.files import write_atomically
         from proloc.report.blocks import blocks_page
-        from proloc.study.results import write_atomically
 
         try:
             write_atomically(arguments.html, blocks_page(marked))

@@ -125,7 +125,7 @@ def test_a_save_that_breaks_off_leaves_the_arrays_of_the_one_before(tmp_path, mo
     model = localised(blocks=drift())
     model.save_pretrained(tmp_path)
     before = (tmp_path / ARRAYS).read_bytes()
-    monkeypatch.setattr("proloc.hf.persistence.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("proloc.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     proloc.localize(model, proloc.Uniform(value=1.0), proloc.DriftBlocks(ENDS, torch.eye(VOCAB)))
     with pytest.raises(OSError, match="disk full"):
         model.save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from proloc.attention.layout import KeyRanges
 from proloc.attention.result import Attention, Wanted
@@ -169,9 +170,9 @@ def _computing(kernel: Kernel) -> Any:
 
 
 def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> Any:
-    forward = torch.library.custom_op(f"proloc::{name}_attention", compute, mutates_args=(), device_types=device)
+    forward = custom_op(f"proloc::{name}_attention", compute, mutates_args=(), device_types=device)
 
-    @torch.library.custom_op(f"proloc::{name}_attention_backward", mutates_args=(), device_types=device)
+    @custom_op(f"proloc::{name}_attention_backward", mutates_args=(), device_types=device)
     def backward(
         grad_output: Tensor,
         grad_fidelity: Tensor | None,

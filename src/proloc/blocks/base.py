@@ -1,5 +1,6 @@
 """What a partitioner is: a rule that says before which tokens a new semantic block opens."""
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,11 +36,13 @@ class Partitioner(ABC):
         kind: the name under which configurations choose it.
         causal: True when a boundary before token t depends on tokens before t only. Only causal partitioners may
             train, evaluate or generate; the others explain a finished text.
+        model_attribute: where a partitioner keeps the model it runs, or its name until ``connect``; None = it runs none.
         threshold_range: smallest and largest threshold that ``calibrate`` tries; None = a rule without a threshold.
     """
 
     kind: ClassVar[str]
     causal: ClassVar[bool] = True
+    model_attribute: ClassVar[str | None] = None
     threshold_range: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
@@ -74,8 +77,13 @@ class Partitioner(ABC):
         raise ProlocError(f"'{self.kind}' blocks have no threshold.")
 
     def connect(self, provide: Callable[[str], Any]) -> Self:
-        """Fetch the models that this partitioner only knows by name; most name none and return themselves."""
-        return self
+        """Fetch the model that this partitioner only knows by name; most name none and return themselves."""
+        known = None if self.model_attribute is None else getattr(self, self.model_attribute)
+        if self.model_attribute is None or not isinstance(known, str):
+            return self
+        other = copy.copy(self)
+        setattr(other, self.model_attribute, provide(known))
+        return other
 
     @classmethod
     def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -41,6 +40,7 @@ class ChangePointBlocks(Partitioner):
 
     kind: ClassVar[str] = "changepoint"
     causal: ClassVar[bool] = False
+    model_attribute: ClassVar[str | None] = "embedding"
     threshold_range: ClassVar[tuple[float, float] | None] = (0.0, 64.0)
 
     def __init__(
@@ -63,13 +63,6 @@ class ChangePointBlocks(Partitioner):
         self.num_blocks = num_blocks
         self.min_sentences = min_sentences
         self.min_sentence = min_sentence
-
-    def connect(self, provide: Callable[[str], Any]) -> Self:
-        if not isinstance(self.embedding, str):
-            return self
-        other = copy.copy(self)
-        other.embedding = provide(self.embedding)
-        return other
 
     def with_threshold(self, threshold: float) -> Self:
         other = copy.copy(self)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -54,6 +53,7 @@ class SurpriseBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "surprise"
+    model_attribute: ClassVar[str | None] = "surprisal"
     threshold_range: ClassVar[tuple[float, float] | None] = (-8.0, 64.0)
 
     def __init__(
@@ -74,13 +74,6 @@ class SurpriseBlocks(Partitioner):
         self.window = window
         self.min_length = min_length
         self.max_length = max_length
-
-    def connect(self, provide: Callable[[str], Any]) -> Self:
-        if not isinstance(self.surprisal, str):
-            return self
-        other = copy.copy(self)
-        other.surprisal = provide(self.surprisal)
-        return other
 
     def with_threshold(self, threshold: float) -> Self:
         other = copy.copy(self)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -38,6 +37,7 @@ class TilingBlocks(Partitioner):
 
     kind: ClassVar[str] = "tiling"
     causal: ClassVar[bool] = False
+    model_attribute: ClassVar[str | None] = "embedding"
     threshold_range: ClassVar[tuple[float, float] | None] = (-16.0, 16.0)
 
     def __init__(
@@ -56,13 +56,6 @@ class TilingBlocks(Partitioner):
         self.threshold = _checked_threshold(threshold)
         self.window = window
         self.min_sentence = min_sentence
-
-    def connect(self, provide: Callable[[str], Any]) -> Self:
-        if not isinstance(self.embedding, str):
-            return self
-        other = copy.copy(self)
-        other.embedding = provide(self.embedding)
-        return other
 
     def with_threshold(self, threshold: float) -> Self:
         other = copy.copy(self)

@@ -43,7 +43,7 @@ class Subject:
     ids: Tensor
     sinks: int = 1
     _twins: dict[tuple[str, str], PreTrainedModel] = field(default_factory=dict)
-    _expected: dict[float, Tensor] = field(default_factory=dict)
+    _expected: dict[tuple[float, str], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ids.dim() != 2 or self.ids.shape[0] != 2 or self.ids.shape[1] < FEWEST_TOKENS:
@@ -95,9 +95,10 @@ class Subject:
         """The oracle's logits; ``valid`` is bool ``[batch, seq]``, False at padding."""
         if ids is not None:
             return self._of_oracle(position, ids, valid, schedule, **inputs)
-        if position not in self._expected:
-            self._expected[position] = self._of_oracle(position, self.ids, None, GRADED)
-        return self._expected[position]
+        key = (position, repr(schedule))
+        if key not in self._expected:
+            self._expected[key] = self._of_oracle(position, self.ids, None, schedule)
+        return self._expected[key]
 
     def _of_oracle(
         self, position: float, ids: Tensor, valid: Tensor | None, schedule: Schedule, **inputs: Any

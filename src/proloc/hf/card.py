@@ -12,7 +12,8 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
 from proloc.errors import ProlocError
-from proloc.hf.persistence import CARD_FILE, Figure, Setting, replace_file
+from proloc.files import write_atomically
+from proloc.hf.persistence import CARD_FILE, Figure, Setting
 from proloc.hf.state import ATTRIBUTE, find_state
 
 MARKER = "<!-- proloc writes this file again at every save; without this line it is left alone -->"
@@ -122,7 +123,7 @@ def save_card(model: PreTrainedModel, folder: str | Path) -> None:
     card = render_card(
         setting, localities=find_state(model).localities, architecture=type(model).__name__, weights=weights
     )
-    replace_file(file, card.encode())
+    write_atomically(file, card)
 
 
 def render_card(setting: Setting, *, localities: Iterable[float], architecture: str, weights: str) -> str:

@@ -7,7 +7,6 @@ locality in silence; naming another attention gives that model on purpose. How t
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from transformers import PreTrainedConfig
 
 from proloc.blocks import Partitioner, build_partitioner
 from proloc.errors import ProlocError
+from proloc.files import write_atomically
 from proloc.hf.routing import NAME
 from proloc.hf.state import LocalityState
 from proloc.schedule import Schedule, schedule_from_dict, schedule_to_dict
@@ -194,23 +194,9 @@ def save_tensors(state: LocalityState, folder: str | Path) -> None:
     """Write the partitioner's arrays into a model's folder; where it has none, those of an earlier save are removed."""
     file, tensors = Path(folder) / TENSORS_FILE, state.blocks.tensors()
     if tensors:
-        replace_file(file, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_atomically(file, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     else:
         file.unlink(missing_ok=True)
-
-
-def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that it holds either its old or its new content, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as writing:
-            writing.write(content)
-            writing.flush()
-            os.fsync(writing.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Reports: a study folder in, tables, figures and one self-contained HTML page out; never imports torch (ours)."""
 
-import os
 from pathlib import Path
 
 from proloc.errors import ProlocError
+from proloc.files import write_atomically
 from proloc.report.data import ReportData
 from proloc.report.export import to_csv, to_markdown
 from proloc.report.figures import draw_all
 from proloc.report.page import to_page
 from proloc.report.table import print_table
-from proloc.study.results import load_study, write_atomically
+from proloc.study.results import load_study
 
 __all__ = ["build_report", "print_table"]
 
@@ -28,7 +28,7 @@ def build_report(folder: Path) -> Path:
     page = folder / "report.html"
     try:
         for figure in figures:
-            _write_image(folder / "figures" / f"{figure.name}.png", figure.png)
+            write_atomically(folder / "figures" / f"{figure.name}.png", figure.png)
             write_atomically(folder / "figures" / f"{figure.name}.svg", figure.svg)
         write_atomically(folder / "summary.json", data.summary.model_dump_json(indent=1) + "\n")
         write_atomically(folder / "summary.csv", to_csv(data.summary))
@@ -37,10 +37,3 @@ def build_report(folder: Path) -> Path:
     except OSError as error:
         raise ProlocError(f"The report cannot be written into {folder}: {error}.") from error
     return page
-
-
-def _write_image(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

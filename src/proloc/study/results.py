@@ -11,14 +11,13 @@ This module does not import torch, so that a report can be made anywhere.
 """
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from proloc.errors import ProlocError
+from proloc.files import write_atomically
 
 SCHEMA_VERSION = 1
 PREPARED_FILE = "prepared.safetensors"
@@ -147,22 +146,6 @@ class StudyRecord(Record):
     text: dict[str, Any]
     versions: dict[str, str]
     baseline: Metrics
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def save_record(path: Path, record: Record) -> None:
