@@ -9,7 +9,7 @@ import torch
 import torch._dynamo
 from attention_problems import answers, assert_same, fast_backend, make, problems, rounded
 from hypothesis import given, settings
-from torch.library import opcheck
+from torch import library
 from torch.utils.checkpoint import checkpoint
 
 from proloc.attention import compile as kernel_compiler
@@ -243,7 +243,7 @@ def test_operators_pass_torchs_own_checks(name):
     ranges = problem.ranges
     inputs = [part.requires_grad_() for part in problem.qkv]
     arguments = (*inputs, ranges.visible_start, ranges.block_start, ranges.sinks, HALF, 0, 0.3, True, True)
-    opcheck(operator.registered, arguments, test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(operator.registered, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -7,8 +7,7 @@ inputs, the output, its log-sum and the fidelity, but no weights.
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 from proloc.attention.layout import KeyRanges
 from proloc.attention.result import Attention, Wanted
@@ -170,9 +169,9 @@ def _computing(kernel: Kernel) -> Any:
 
 
 def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> Any:
-    forward = custom_op(f"proloc::{name}_attention", compute, mutates_args=(), device_types=device)
+    forward = library.custom_op(f"proloc::{name}_attention", compute, mutates_args=(), device_types=device)
 
-    @custom_op(f"proloc::{name}_attention_backward", mutates_args=(), device_types=device)
+    @library.custom_op(f"proloc::{name}_attention_backward", mutates_args=(), device_types=device)
     def backward(
         grad_output: Tensor,
         grad_fidelity: Tensor | None,

@@ -36,7 +36,7 @@ class Partitioner(ABC):
         kind: the name under which configurations choose it.
         causal: True when a boundary before token t depends on tokens before t only. Only causal partitioners may
             train, evaluate or generate; the others explain a finished text.
-        model_attribute: where a partitioner keeps the model it runs, or its name until ``connect``; None = it runs none.
+        model_attribute: where a partitioner keeps the model it runs, or its name until ``connect``; None = it has none.
         threshold_range: smallest and largest threshold that ``calibrate`` tries; None = a rule without a threshold.
     """
 
