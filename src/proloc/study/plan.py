@@ -20,6 +20,8 @@ KEPT_BYTES_PER_PARAMETER = 4
 KEPT_BYTES = 40_000_000
 # Keys that change no result: a folder may be continued with another value, and older ones have other keys.
 FREE_KEYS = {"keep_models", "training.save_models"}
+# What older versions did without saying so: a folder of theirs has no such key.
+ALWAYS_WAS = {"match": "training"}
 
 
 def check(config: StudyConfig, folder: Path) -> "ModelFacts":
@@ -66,7 +68,7 @@ def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str,
     ours, theirs = comparable(config), found.config
     keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")} - FREE_KEYS
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
-    changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))
+    changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key, ALWAYS_WAS.get(key)))
     if not changed and found.text.get("sha256", text_sha256) != text_sha256:
         changed = ["the content of the text"]
     if changed:
