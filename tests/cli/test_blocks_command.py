@@ -60,6 +60,12 @@ def test_no_character_of_any_text_is_lost_or_taken_for_markup(text: str) -> None
     assert tags <= {tag for tag, _ in Page(blocks_page(mark_blocks(SAMPLE.read_text()))).tags}
 
 
+@pytest.mark.parametrize("text", ["Done.", "notes.txt ", "A walk and/or a swim.", "3.14", "U.S.A."])
+def test_what_does_not_look_like_a_file_is_a_text(text: str, capsys) -> None:
+    assert main(["blocks", text, "--json"]) == 0
+    assert "".join(json.loads(capsys.readouterr().out)["tokens"]) == text
+
+
 def test_markup_in_the_text_is_shown_not_run() -> None:
     html = blocks_page(mark_blocks("<script>alert(1)</script> & <img src=x onerror=alert(2)>"))
     assert "<script" not in html
@@ -97,6 +103,8 @@ def test_control_characters_do_not_reach_the_terminal(capsys) -> None:
         ([""], "text is empty"),
         (["Some text.", "--kind", "random", "--mean-length", "9"], "a mean length can be had of fixed, sentence"),
         (["Some text.", "--kind", "drift", "--mean-length", "900"], "No threshold gives blocks of 900.0 tokens"),
+        (["notes.tx"], r"no file notes\.tx; .* put a space behind"),
+        (["folder/notes"], "no file folder/notes"),
         (["x", "--kind", "fixed", "--mean-length", "0"], "mean length .* not 0"),
         (["x", "--model", "nowhere/none"], "nowhere/none"),
     ],
