@@ -116,6 +116,8 @@ class Condition(Section):
     blocks: BlocksOf = "semantic"
     mode: Mode | None = None
     """None = the study's mode."""
+    halo: int | None = Field(default=None, ge=0)
+    """None = the study's halo."""
 
     @field_validator("schedule")
     @classmethod
@@ -161,6 +163,8 @@ class StudyConfig(Section):
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
     """That many first tokens of a window can always be read."""
+    halo: int = Field(default=0, ge=0)
+    """That many blocks before a token's own are home as well."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
     keep_models: bool = False
     """Keep the tuned model of every run, with tokenizer and model card, in ``runs/<condition>-seed<seed>/model``."""
@@ -186,12 +190,15 @@ class StudyConfig(Section):
         if REFERENCE not in names:
             raise ValueError(f'conditions need "{REFERENCE}", the reference of every comparison')
         reference, standard = self.conditions[names.index(REFERENCE)], STANDARD_CONDITIONS[REFERENCE]
-        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks):
+        if any(getattr(reference, key) != getattr(standard, key) for key in ("schedule", "blocks", "halo")):
             raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
         return self
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+    def halo_of(self, condition: Condition) -> int:
+        return self.halo if condition.halo is None else condition.halo
 
 
 def load_config(path: str | Path) -> StudyConfig:

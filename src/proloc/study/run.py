@@ -71,7 +71,11 @@ class _Report(TrainerCallback):  # type: ignore[misc]
 def baseline(config: StudyConfig, prepared: Prepared, progress: OnProgress) -> Metrics:
     """The unmodified model on the held-out windows, measured with the semantic blocks."""
     model = localize(
-        load_model(config.model), Uniform(value=0.0), prepared.partitioners["semantic"], sinks=config.sinks
+        load_model(config.model),
+        Uniform(value=0.0),
+        prepared.partitioners["semantic"],
+        sinks=config.sinks,
+        halo=config.halo,
     )
     return _metrics(evaluate(model, prepared.held_out, progress=lambda *done: progress("measuring", *done)))
 
@@ -86,7 +90,13 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     started = datetime.now(UTC)
     prepared = load_prepared(folder)
     partitioner = prepared.partitioners[condition.blocks]
-    model = localize(load_model(config.model), condition.build(), partitioner, sinks=config.sinks)
+    model = localize(
+        load_model(config.model),
+        condition.build(),
+        partitioner,
+        sinks=config.sinks,
+        halo=config.halo_of(condition),
+    )
     mode = config.mode_of(condition)
     set_dial(model, 0.0 if mode == "soft" else 1.0)
     train_blocks, held_blocks = partitioner(prepared.train), partitioner(prepared.held_out)
