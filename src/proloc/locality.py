@@ -4,6 +4,7 @@ A *partitioner* gives every token a block. A key is HOME to a query when both li
 layout marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN.
 With a *halo* of h, the h blocks before the query's own are home as well (ours). A *schedule* gives layer l its
 locality lambda_l, the *dial* d in [0, 1] turns all of them, and away keys keep the share
+
     retain_l = 1 - d * lambda_l
 
 of their attention weight before the row is normalised again:
