@@ -5,22 +5,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from proloc.errors import ProlocError
 from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
+from proloc.study.config_blocks import ROLES, UNTHRESHOLDED, BlocksSection
+from proloc.study.section import Section
 
 REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
-BlocksOf = Literal["semantic", "fixed", "random"]
-
-
-class Section(BaseModel):
-    """A part of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TextSection(Section):
@@ -42,33 +37,14 @@ class TextSection(Section):
     """The last share of the tokens, never tuned on."""
     max_held_out_windows: int | None = Field(default=None, ge=1)
     """Evaluate on at most this many windows, spread evenly over the held-out part; None = all."""
+    max_train_windows: int | None = Field(default=None, ge=1)
+    """Tune on at most this many windows, spread evenly over the rest; None = all."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "TextSection":
         given = [name for name in ("file", "dataset", "builtin") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of file, dataset and builtin, not {given or 'none'}")
-        return self
-
-
-class BlocksSection(Section):
-    """The semantic partitioner; the controls "fixed" and "random" are matched to its block lengths."""
-
-    kind: Literal["sentence", "drift", "fixed"] = "drift"
-    """"sentence" closes a block at a sentence end, "drift" when the topic has moved, "fixed" by length."""
-    mean_length: float | None = Field(default=None, gt=1)
-    """Wanted mean length in tokens for "drift" (calibrated on the training text) and "fixed"."""
-    min_length: int = Field(default=8, ge=1)
-    """No block is closed before it has this many tokens ("sentence", "drift")."""
-    max_length: int | None = Field(default=None, ge=1)
-    """A block is closed at this many tokens at the latest ("sentence", "drift"); None = 4 * mean_length for "drift"."""
-
-    @model_validator(mode="after")
-    def _mean_length_fits(self) -> "BlocksSection":
-        if self.kind != "sentence" and self.mean_length is None:
-            raise ValueError(f'blocks of kind "{self.kind}" need mean_length')
-        if self.kind == "sentence" and self.mean_length is not None:
-            raise ValueError('blocks of kind "sentence" take min_length, not mean_length')
         return self
 
 
@@ -94,7 +70,7 @@ class TrainingSection(Section):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
     twentieth of the run); None = every tenth of the run."""
-    report_to: list[str] = []
+    report_to: list[str] = Field(default=[])
     """Trackers of transformers' Trainer, for example ["tensorboard"]."""
 
 
@@ -113,7 +89,9 @@ class Condition(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     schedule: dict[str, Any]
     """For example {kind = "polynomial", beta = 5}."""
-    blocks: BlocksOf = "semantic"
+    blocks: str = "semantic"
+    """"semantic"; its controls "fixed" (same mean length) and "random" (same lengths, one draw for all seeds); or the
+    NAME of a ``[partitioners.NAME]``."""
     mode: Mode | None = None
     """None = the study's mode."""
     halo: int | None = Field(default=None, ge=0)
@@ -128,7 +106,7 @@ class Condition(Section):
         return schedule_from_dict(self.schedule)
 
 
-def _standard(name: str, schedule: Schedule, blocks: BlocksOf = "semantic") -> Condition:
+def _standard(name: str, schedule: Schedule, blocks: str = "semantic") -> Condition:
     return Condition(name=name, schedule=schedule_to_dict(schedule), blocks=blocks)
 
 
@@ -157,6 +135,11 @@ class StudyConfig(Section):
     """"builtin", "smollm2-135m", a folder or a Hub id."""
     text: TextSection
     blocks: BlocksSection
+    partitioners: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], BlocksSection] = Field(default={})
+    """More of them, for conditions that name them: tables ``[partitioners.NAME]`` with the keys of ``[blocks]``."""
+    match: Literal["training", "held_out"] = "training"
+    """The windows on which block lengths are calibrated and matched. "held_out" gives every partitioner the same mean
+    length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
     mode: Mode = "both"
@@ -168,8 +151,15 @@ class StudyConfig(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
     keep_models: bool = False
     """Keep the tuned model of every run, with tokenizer and model card, in ``runs/<condition>-seed<seed>/model``."""
-    conditions: list[Condition] = list(STANDARD_CONDITIONS.values())
+    conditions: list[Condition] = Field(default=list(STANDARD_CONDITIONS.values()))
     """Names of standard conditions, or tables of your own; "distributed" is always needed, as the reference."""
+
+    @field_validator("partitioners", mode="after")
+    @classmethod
+    def _new_names(cls, value: dict[str, BlocksSection]) -> dict[str, BlocksSection]:
+        if taken := [name for name in value if name in ROLES]:
+            raise ValueError(f"{taken[0]!r} always means what [blocks] makes of it; give your partitioner another name")
+        return value
 
     @field_validator("conditions", mode="before")
     @classmethod
@@ -193,6 +183,31 @@ class StudyConfig(Section):
         if any(getattr(reference, key) != getattr(standard, key) for key in ("schedule", "blocks", "halo")):
             raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
         return self
+
+    @model_validator(mode="after")
+    def _partitioners_can_be_built(self) -> "StudyConfig":
+        if self.blocks.kind == "random":
+            raise ValueError('[blocks] cannot be of kind "random": it has no lengths of its own')
+        for name, section in {"semantic": self.blocks, **self.partitioners}.items():
+            if section.kind not in (*UNTHRESHOLDED, "random") and self.mean_length_of(section) is None:
+                raise ValueError(f'blocks of kind "{section.kind}" ({name}) need mean_length')
+        firm = [*ROLES, *(name for name, section in self.partitioners.items() if section.kind != "random")]
+        for name, section in self.partitioners.items():
+            if section.like is not None and section.like not in firm:
+                raise ValueError(f"{name} cannot be like {section.like!r}; choose from {', '.join(firm)}")
+        names = [*ROLES, *self.partitioners]
+        for condition in self.conditions:
+            if condition.blocks not in names:
+                raise ValueError(
+                    f'"{condition.name}" has blocks {condition.blocks!r}; choose from {", ".join(names)}, or describe '
+                    "them in [partitioners.NAME]"
+                )
+        return self
+
+    def mean_length_of(self, section: BlocksSection) -> float | None:
+        """Wanted tokens per block: the section's own, else that of [blocks]; None = as the text makes them."""
+        free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
+        return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
@@ -247,6 +262,7 @@ def describe_keys() -> str:
         ("", StudyConfig),
         ("text", TextSection),
         ("blocks", BlocksSection),
+        ("partitioners.NAME", BlocksSection),
         ("training", TrainingSection),
         ("penalty", PenaltySection),
         ("conditions", Condition),

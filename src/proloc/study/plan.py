@@ -20,9 +20,6 @@ KEPT_BYTES_PER_PARAMETER = 4
 KEPT_BYTES = 40_000_000
 # Keys that change no result: a folder may be continued with another value, and older ones have other keys.
 FREE_KEYS = {"keep_models", "training.save_models"}
-# Keys that folders of an older version lack, and what their results were made with.
-BEFORE: dict[str, Any] = {"halo": 0}
-BEFORE_OF_CONDITION: dict[str, Any] = {"halo": None}
 
 
 def check(config: StudyConfig, folder: Path) -> "ModelFacts":
@@ -66,9 +63,7 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
 
 def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str, folder: Path) -> None:
     """Results of another configuration or text are never mixed in; more seeds or conditions are welcome."""
-    ours, theirs = comparable(config), {**BEFORE, **found.config}
-    for key in [key for key in theirs if key.startswith("conditions.")]:
-        theirs[key] = {**BEFORE_OF_CONDITION, **theirs[key]}
+    ours, theirs = comparable(config), found.config
     keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")} - FREE_KEYS
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
     changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))

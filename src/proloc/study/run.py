@@ -70,18 +70,17 @@ class _Report(TrainerCallback):  # type: ignore[misc]
 
 def baseline(config: StudyConfig, prepared: Prepared, progress: OnProgress) -> Metrics:
     """The unmodified model on the held-out windows, measured with the semantic blocks."""
+    blocks = prepared.blocks("semantic", 0)
     model = localize(
-        load_model(config.model),
-        Uniform(value=0.0),
-        prepared.partitioners["semantic"],
-        sinks=config.sinks,
-        halo=config.halo,
+        load_model(config.model), Uniform(value=0.0), blocks.partitioner, sinks=config.sinks, halo=config.halo
     )
-    return _metrics(evaluate(model, prepared.held_out, progress=lambda *done: progress("measuring", *done)))
+    return _metrics(
+        evaluate(model, prepared.held_out, blocks.held_out, progress=lambda *done: progress("measuring", *done))
+    )
 
 
 def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, progress: OnProgress) -> RunResult:
-    """Tune and measure one condition with one seed; resumes from its last checkpoint if there is one.
+    """Measure one condition, tune it with one seed and measure it again; resumes from its last checkpoint.
 
     Args:
         folder: of the study; the prepared windows are read from it, checkpoints are kept in it while the run lasts.
@@ -89,21 +88,21 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     """
     started = datetime.now(UTC)
     prepared = load_prepared(folder)
-    partitioner = prepared.partitioners[condition.blocks]
+    blocks = prepared.blocks(condition.blocks, seed)
     model = localize(
-        load_model(config.model),
-        condition.build(),
-        partitioner,
-        sinks=config.sinks,
-        halo=config.halo_of(condition),
+        load_model(config.model), condition.build(), blocks.partitioner, sinks=config.sinks, halo=config.halo_of(condition)
     )
     mode = config.mode_of(condition)
     set_dial(model, 0.0 if mode == "soft" else 1.0)
-    train_blocks, held_blocks = partitioner(prepared.train), partitioner(prepared.held_out)
-    tuned, log = _tune(folder, config, condition, seed, model, Windows(prepared.train, train_blocks), progress)
-    result = evaluate(
-        tuned, prepared.held_out, held_blocks, progress=lambda done, total: progress("measuring", done, total)
-    )
+
+    def measure(localised: PreTrainedModel) -> Evaluation:
+        return evaluate(
+            localised, prepared.held_out, blocks.held_out, progress=lambda *done: progress("measuring", *done)
+        )
+
+    untuned = measure(model)
+    tuned, log = _tune(folder, config, condition, seed, model, Windows(prepared.train, blocks.train), progress)
+    result = measure(tuned)
     if not math.isfinite(result.loss):
         raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
     if config.keep_models:
@@ -128,7 +127,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             log=log,
         ),
         metrics=_metrics(result),
-        sample=_sample(config, tuned, prepared) if seed == config.seeds[0] else None,
+        untuned=_metrics(untuned),
+        sample=_sample(config, tuned, prepared.held_out, blocks.held_out) if seed == config.seeds[0] else None,
     )
 
 
@@ -227,6 +227,7 @@ def _metrics(result: Evaluation) -> Metrics:
         perplexity=result.perplexity,
         loss=result.loss,
         tokens=result.tokens,
+        window_losses=result.window_losses,
         fidelity_uniform=result.fidelity_uniform,
         mean_block_length=result.mean_block_length,
         **{name: _per_head(values) for name, values in result.statistics.items()},
@@ -239,14 +240,14 @@ def _per_head(values: list[list[float]]) -> PerHead:
 
 
 @torch.no_grad()
-def _sample(config: StudyConfig, model: PreTrainedModel, prepared: Prepared) -> Sample:
+def _sample(config: StudyConfig, model: PreTrainedModel, held_out: Tensor, block_ids: Tensor) -> Sample:
     """Attention of an early and the last layer, mean over heads, on the first held-out tokens."""
     state, tokenizer = find_state(model), load_tokenizer(config.model)
-    ids = prepared.held_out[:1, :SAMPLE_TOKENS]
-    layout = state.layout(ids, None, None, None)
+    ids, block_ids = held_out[:1, :SAMPLE_TOKENS], block_ids[:1, :SAMPLE_TOKENS]
+    layout = state.layout(ids, block_ids, None, None)
     layers = [len(state.localities) // 4, len(state.localities) - 1]
     with recording(model, keep_weights=True) as recorder:
-        model.eval()(input_ids=ids.to(model.device), use_cache=False)
+        model.eval()(input_ids=ids.to(model.device), block_ids=block_ids.to(model.device), use_cache=False)
         weights = {layer: recorder.weights[layer][0].mean(dim=0).double().cpu() for layer in dict.fromkeys(layers)}
     return Sample(
         tokens=[tokenizer.decode([token]) for token in ids[0].tolist()],
