@@ -193,7 +193,7 @@ def test_a_folder_from_before_there_was_a_halo_is_continued_without_one(study, t
     record = json.loads((out / "study.json").read_text())
     del record["config"]["halo"]
     for name in CONDITIONS:
-        del record["config"][f"conditions.{name}"]["halo"]
+        del record["config"][f"conditions.{name}"]["override"]
     (out / "study.json").write_text(json.dumps(record))
     plan.check(config, out)
     with pytest.raises(ProlocError, match="different: halo"):
@@ -202,7 +202,7 @@ def test_a_folder_from_before_there_was_a_halo_is_continued_without_one(study, t
 
 def test_a_condition_has_the_halo_of_the_study_or_its_own(study, tmp_path):
     edited(study, "[text]", "halo = 1\n[text]")
-    own = '{name = "none", schedule = {kind = "polynomial", beta = 5}, halo = 0}'
+    own = '{name = "none", schedule = {kind = "polynomial", beta = 5}, override = {halo = 0}}'
     edited(study, '"quintic"]', f'"quintic", {own}]')
     config, quintic = prepared(study, tmp_path / "out")
     with_halo, without = (
@@ -216,7 +216,7 @@ BAD = [
     ("[text]", "halo = -1\n[text]", '"halo"'),
     (
         '["distributed",',
-        '[{name = "distributed", schedule = {kind = "uniform", value = 0.0}, halo = 2},',
+        '[{name = "distributed", schedule = {kind = "uniform", value = 0.0}, override = {halo = 2}},',
         "is the reference",
     ),
     ('model = "{model}"', 'model = "./no-such-model"', "no-such-model"),
