@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from proloc.errors import ProlocError
 from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
@@ -16,6 +16,19 @@ REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
+Position = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
+OVERRIDABLE = (
+    "halo",
+    "sinks",
+    "sink_token",
+    "penalty",
+    "training.dial",
+    "training.distil",
+    "training.temperature",
+    "training.teacher",
+)
 
 
 class TextSection(Section):
@@ -67,6 +80,16 @@ class TrainingSection(Section):
     lora_rank: int | None = Field(default=None, ge=1)
     """Tune low-rank adapters of this rank on all linear layers (needs peft); None = all weights."""
     gradient_checkpointing: bool = False
+    dial: Literal["sampled"] | Position | list[Position] = 1.0
+    """Where the dial stands while modes "hard" and "both" tune: a position for all steps, "sampled" = drawn uniformly
+    from [0, 1] for every optimiser step, or a list of positions to draw from. A model tuned at a position is measured
+    there, one tuned at many at 1."""
+    distil: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Weight w of a frozen undialled teacher: the loss is (1 - w) * cross-entropy + w * KL(teacher || student)."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Divides the logits of teacher and student; their KL is multiplied by its square."""
+    teacher: Literal["base", "distributed"] = "base"
+    """"base": the model before tuning; "distributed": the reference tuned with the same seed, which then runs first."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
     twentieth of the run); None = every tenth of the run."""
@@ -94,11 +117,24 @@ class Condition(Section):
     NAME of a ``[partitioners.NAME]``."""
     mode: Mode | None = None
     """None = the study's mode."""
+    override: dict[str, Any] = Field(default={})
+    """What this condition does otherwise than the study, for example {penalty.phi = 0.3, halo = 1}; it can change
+    halo, sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
 
     @field_validator("schedule")
     @classmethod
     def _is_a_schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
         return schedule_to_dict(schedule_from_dict(value))
+
+    @field_validator("override")
+    @classmethod
+    def _is_overridable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, part in value.items():
+            names = [f"{key}.{name}" for name in part] if isinstance(part, dict) else [key]
+            wrong = [name for name in names if name not in OVERRIDABLE and key not in OVERRIDABLE]
+            if wrong:
+                raise ValueError(f"a condition cannot override {wrong[0]!r}; choose from {', '.join(OVERRIDABLE)}")
+        return value
 
     def build(self) -> Schedule:
         return schedule_from_dict(self.schedule)
@@ -143,7 +179,14 @@ class StudyConfig(Section):
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
-    """That many first tokens of a window can always be read."""
+    """That many first tokens of a window's text can always be read."""
+    halo: int = Field(default=0, ge=0)
+    """That many blocks before a token's own are home as well."""
+    sink_token: bool = False
+    """Put one more token in front of every window, which can always be read and whose embedding is tuned: the
+    tokenizer's BOS, else its EOS. Text and targets stay the same."""
+    dials: list[Position] = Field(default=[])
+    """Measure every tuned model at these positions of the dial too."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
     keep_models: bool = False
     """Keep the tuned model of every run, with tokenizer and model card, in ``runs/<condition>-seed<seed>/model``."""
@@ -168,7 +211,9 @@ class StudyConfig(Section):
         return [STANDARD_CONDITIONS[each] if isinstance(each, str) else each for each in value]
 
     @model_validator(mode="after")
-    def _comparable(self) -> "StudyConfig":
+    def _comparable(self, info: ValidationInfo) -> "StudyConfig":
+        if info.context is not None:  # the study as one condition sees it
+            return self
         names = [condition.name for condition in self.conditions]
         for what, items in (("conditions", names), ("seeds", self.seeds)):
             if len(set(items)) != len(items):
@@ -176,8 +221,10 @@ class StudyConfig(Section):
         if REFERENCE not in names:
             raise ValueError(f'conditions need "{REFERENCE}", the reference of every comparison')
         reference, standard = self.conditions[names.index(REFERENCE)], STANDARD_CONDITIONS[REFERENCE]
-        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks):
+        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks) or reference.override:
             raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
+        for condition in self.conditions:
+            self._check(condition)
         return self
 
     @model_validator(mode="after")
@@ -204,6 +251,34 @@ class StudyConfig(Section):
         """Wanted tokens per block: the section's own, else that of [blocks]; None = as the text makes them."""
         free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
         return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
+
+    def _check(self, condition: Condition) -> None:
+        """What no key alone can tell; an override that is not right raises too."""
+        seen = self.of(condition)
+        if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
+            raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
+        taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
+        if taught and self.sink_token and not seen.sink_token:
+            raise ValueError(
+                f"condition {condition.name!r} has no sink_token, but its teacher has; leave that override out"
+            )
+
+    def of(self, condition: Condition) -> "StudyConfig":
+        """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
+        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
+        for key, value in condition.override.items():
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+        if condition.name == REFERENCE:
+            data["training"] |= {"dial": 1.0, "distil": 0.0}
+        try:
+            return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
+        except ValidationError as error:
+            raise ValueError(f"condition {condition.name!r}: {_first_problem(error)}".rstrip(".")) from error
+
+    def taught_by_reference(self) -> list[Condition]:
+        """The conditions whose teacher is the tuned reference."""
+        seen = [(each, self.of(each).training) for each in self.conditions]
+        return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode

@@ -6,6 +6,7 @@ A study folder holds::
     prepared.safetensors            tokens of all windows, the fitted partitioners, blocks that a model decided
     runs/<condition>-seed<seed>.json     one finished or failed run
     checkpoints/<condition>-seed<seed>/  only while that run is unfinished
+    teachers/distributed-seed<seed>/     the tuned reference, where it teaches, only while the study is unfinished
 
 This module does not import torch, so that a report can be made anywhere.
 """
@@ -91,17 +92,25 @@ class Sample(Record):
 
 
 class TrainingPoint(Record):
-    """One logged optimiser step: cross-entropy and weighted penalty, both per token, in nats."""
+    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats."""
 
     step: int
     loss: float
     penalty: float
+    distillation: float | None = None
 
 
 class Training(Record):
     steps: int
     tokens: int
     log: list[TrainingPoint]
+
+
+class DialMetrics(Record):
+    """What was measured with the dial at another position."""
+
+    dial: float
+    metrics: Metrics
 
 
 class RunResult(Record):
@@ -111,6 +120,8 @@ class RunResult(Record):
         localities: lambda of every layer.
         config: everything that decides the result, resolved.
         error: the message when ``status`` is "failed"; then ``metrics`` is None.
+        metrics: with the dial where it stood while tuning; at 1 after tuning at many positions.
+        dials: the same at other positions, where the study asks for them.
         untuned: the model before tuning, under this condition's dial and blocks; None in files of older versions.
     """
 
@@ -129,6 +140,7 @@ class RunResult(Record):
     training: Training | None = None
     metrics: Metrics | None = None
     untuned: Metrics | None = None
+    dials: list[DialMetrics] | None = None
     sample: Sample | None = None
 
 
