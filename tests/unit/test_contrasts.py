@@ -66,6 +66,9 @@ def test_only_seeds_that_finished_in_both_are_compared() -> None:
 def test_other_schedules_and_modes_are_never_contrasted() -> None:
     runs = [make_run(name, 0) for name in CONDITIONS]
     assert [(each.condition, each.control) for each in contrasts(CONDITIONS, runs)] == [("quintic", "fixed")]
+    haloed = {"condition": {"override": {"halo": 1}}}
+    halo = [run.model_copy(update={"config": haloed}) if run.condition == "fixed" else run for run in runs]
+    assert contrasts(CONDITIONS, halo) == []
     soft = [run.model_copy(update={"config": {"mode": "soft"}}) if run.condition == "fixed" else run for run in runs]
     assert contrasts(CONDITIONS, soft) == []
 

@@ -31,7 +31,7 @@ class Contrast(Record):
 
 
 def contrasts(conditions: Sequence[str], runs: Sequence[RunResult]) -> list[Contrast]:
-    """Every condition against every control that has its schedule and mode, in the order of the plan.
+    """Every condition against every control that has its schedule, mode and overrides, in the order of the plan.
 
     Files of older versions hold no losses of windows; what needs them is None then.
     """
@@ -48,10 +48,10 @@ def contrasts(conditions: Sequence[str], runs: Sequence[RunResult]) -> list[Cont
     ]
 
 
-def _acts(runs: dict[int, RunResult]) -> tuple[list[float], object]:
-    """What the layers do: the schedule and the mode."""
+def _acts(runs: dict[int, RunResult]) -> tuple[list[float], object, object]:
+    """What a condition does, whatever its blocks: schedule, mode and overrides."""
     first = next(iter(runs.values()))
-    return first.localities, first.config.get("mode")
+    return first.localities, first.config.get("mode"), first.config.get("condition", {}).get("override") or {}
 
 
 def _contrast(name: str, control: str, ours: dict[int, RunResult], theirs: dict[int, RunResult]) -> Contrast:
