@@ -11,8 +11,8 @@ from proloc.attention.proof import BACKENDS, DEVICE, Fast, objection
 from proloc.attention.result import Backend, Wanted
 from proloc.errors import ProlocError
 
-Name = Literal["plain", "reference", "sdpa", "flash", "fused", "triton"]
-Requested = Literal["auto", "reference", "sdpa", "flash", "fused", "triton"]
+Name = Literal["plain", "reference", "sdpa", "flash", "flex", "fused", "triton"]
+Requested = Literal["auto", "reference", "sdpa", "flash", "flex", "fused", "triton"]
 
 # Made of PyTorch's public operators alone, so that there is nothing to prove; they take any keys.
 OPEN: dict[str, Backend] = {

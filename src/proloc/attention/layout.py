@@ -1,7 +1,8 @@
 """Which keys every query may read and which of them are home, as ranges of positions instead of a T x T matrix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,14 @@ class KeyRanges:
         block_start: int32 ``[batch, query]``, the first home key; ``visible_start <= block_start <= p``.
         sinks: bool ``[batch, key]``, keys that are read at full weight from everywhere that sees them.
         query_offset: position of the first query among the keys.
+        memo: what a backend has derived from these ranges and uses again in the next layer, by name.
     """
 
     visible_start: Tensor
     block_start: Tensor
     sinks: Tensor
     query_offset: int = 0
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_blocks(cls, block_ids: Tensor, sinks: Tensor, visible_start: Tensor, query_offset: int = 0) -> "KeyRanges":
