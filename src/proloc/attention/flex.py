@@ -1,8 +1,8 @@
-"""Dialled attention from two passes of PyTorch's FlexAttention: all visible keys, and home keys and sinks alone (ours).
+"""Dialled attention from two passes of PyTorch's FlexAttention: all visible keys, and home keys and sinks (ours).
 
-With (O, L) and (O_h, L_h) of the two, ``F = exp(L_h - L)``, and ``locality.dialled_output`` is the answer; autograd goes
-through both and through their log-sums, so there is no backward pass of our own. Tiles that hold no key of a pass are
-never read. Numerics are tested on the CPU: gradients without compiling it, and the compiled forward pass by
+With (O, L) and (O_h, L_h) of the two, ``F = exp(L_h - L)``, and ``locality.dialled_output`` is the answer; autograd
+goes through both and their log-sums, so there is no backward pass of our own. Tiles without a key of a pass are never
+read. Numerics are tested on the CPU: gradients without compiling it, and the compiled forward pass by
 ``benchmarks/attention.py``. It has not been run or timed on a GPU by this project, so "auto" does not choose it.
 """
 
