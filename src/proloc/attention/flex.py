@@ -94,20 +94,18 @@ def _mix(far: Answer | None, near: Answer | None, retain: float) -> tuple[Tensor
 
 def _mask(ranges: KeyRanges, kind: Kind) -> Any:
     """Which keys a pass reads, and the tiles of ``TILE`` x ``TILE`` that hold any of them, without a T x T matrix."""
-    visible, block, sinks, offset = ranges.visible_start, ranges.block_start, ranges.sinks, ranges.query_offset
+    visible, home, sinks, offset = ranges.visible_start, ranges.home_start, ranges.sinks, ranges.query_offset
 
     def reads(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = (key >= visible[batch, query]) & (key <= query + offset)
         if kind == "visible":
             return seen
-        return (
-            seen & sinks[batch, key] if kind == "sinks" else seen & (sinks[batch, key] | (key >= block[batch, query]))
-        )
+        return seen & sinks[batch, key] if kind == "sinks" else seen & (sinks[batch, key] | (key >= home[batch, query]))
 
     queries, keys = visible.shape[1], sinks.shape[1]
     first = torch.arange(0, keys, TILE, device=sinks.device)  # key of every tile of keys
     last = (torch.arange(0, queries, TILE, device=sinks.device) + TILE - 1).clamp_max(queries - 1) + offset
-    start = _lowest(block if kind == "near" else visible)
+    start = _lowest(home if kind == "near" else visible)
     held = torch.nn.functional.pad(sinks, (0, -keys % TILE)).view(len(sinks), -1, TILE).any(-1)[:, None, :]
     some = (first + TILE > start[..., None]) & (first <= last[:, None])
     if kind == "near":
