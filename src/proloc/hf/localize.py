@@ -46,7 +46,7 @@ def localize(
         sinks: that many first tokens of every sequence can always be read.
         halo: that many blocks before a token's own are home as well.
         attention: "auto" takes the fastest that can do what is asked, and ``describe`` says which; "reference" equals
-            eager attention bit for bit at dial 0; "fused", "flash", "triton" or "sdpa" are used or refused.
+            eager attention bit for bit at dial 0; "fused", "flash", "triton", "flex" or "sdpa" are used or refused.
 
     Returns:
         the same object.

@@ -152,6 +152,7 @@ def dialled_attention(
         _check_local(state, layer, measured=wanted != "nothing" or recorder.keep_weights)
         keys = keys.local()
     query, key, value = _of_one_type(query, key, value)
+    retain = state.retain[layer]
     choice = choose(
         state.requested,
         Needs(
@@ -165,7 +166,7 @@ def dialled_attention(
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
-            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(state.retain[layer])),
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(retain)),
         ),
     )
     attention = choice.attend(
@@ -173,7 +174,7 @@ def dialled_attention(
         key,
         value,
         choice.keys_for(keys),
-        state.retain[layer],
+        retain,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout,
         softcap=softcap,
