@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from proloc.errors import ProlocError
 from proloc.hf import Recorder, find_state, recording
-from proloc.penalty import LowFidelity
+from proloc.penalty import Penalty
 
 IGNORED_LABEL = -100
 
@@ -23,19 +23,22 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
     is the cross-entropy alone.
 
     Args:
-        penalty: None trains on the cross-entropy alone; the dial then does all the work.
+        penalty: one of ``proloc.penalty``; None trains on the cross-entropy alone, and the dial does all the work.
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, or reentrant checkpointing would drop the penalty's gradient.
+        ProlocError: the model is not localised, the penalty does not fit it, or reentrant checkpointing would drop the
+            penalty's gradient.
     """
 
-    def __init__(self, *args: Any, penalty: LowFidelity | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, penalty: Penalty | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.penalty = penalty
         self._parts = [0.0, 0.0]
         self._noted_until: int | None = None
-        find_state(self.model)  # raises here rather than in the first step
+        state = find_state(self.model)  # raises here rather than in the first step
+        if penalty is not None:
+            penalty.check(len(state.localities), self.model.config.get_text_config(decoder=True).num_attention_heads)
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if penalty is not None and self.args.gradient_checkpointing and reentrant:
             raise ProlocError(
@@ -53,9 +56,10 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = find_state(self.model).recorder
-        if self.penalty is None or active.wanted != "nothing":
+        in_all = self.penalty is not None and self.penalty.needs == "fidelity"
+        if self.penalty is None or active.wanted == self.penalty.needs or (active.wanted == "all" and in_all):
             return nullcontext(active)
-        return recording(self.model, "fidelity")
+        return recording(self.model, self.penalty.needs)
 
     def compute_loss(
         self,
@@ -81,12 +85,13 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         if labels is None:
             raise ProlocError("the penalty needs labels, to know which queries have a target; the batch has none.")
         localities = find_state(self.model).localities
-        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorder.fidelity]
+        recorded = recorder.recorded(self.penalty.needs)
+        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorded]
         if missing:
-            raise ProlocError(f"layers {missing} gave no fidelity, so they would not be penalised.")
+            raise ProlocError(f"layers {missing} gave no {self.penalty.needs}, so they would not be penalised.")
         queries = queries_with_target(labels)
-        penalty = self.penalty.summed(recorder.fidelity, localities, queries)
-        if recorder.fidelity and not penalty.requires_grad:
+        penalty = self.penalty.summed(recorder, localities, queries)
+        if recorded and not penalty.requires_grad:
             raise ProlocError(
                 "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
             )

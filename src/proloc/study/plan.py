@@ -21,7 +21,7 @@ KEPT_BYTES = 40_000_000
 # Keys that change no result: a folder may be continued with another value, and older ones have other keys.
 FREE_KEYS = {"keep_models", "training.save_models"}
 # Keys that folders of an older version lack, and what their results were made with.
-BEFORE: dict[str, Any] = {"halo": 0}
+BEFORE: dict[str, Any] = {"halo": 0, "penalty.kind": "fidelity", "penalty.target_bits": 2.0}
 BEFORE_OF_CONDITION: dict[str, Any] = {"halo": None}
 
 
@@ -29,9 +29,10 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
     """Everything that can be known before long work; what is known of the model.
 
     Raises:
-        ProlocError: the model, the text, a schedule or the folder is not right; nothing was written.
+        ProlocError: the model, the text, a schedule, the penalty or the folder is not right; nothing was written.
     """
     from proloc.hf.models import model_facts
+    from proloc.study.penalty import build_penalty
 
     text_sha256 = digest(read_text(config.text))
     if (folder / "study.json").is_file():
@@ -43,6 +44,7 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
         )
     for condition in config.conditions:
         condition.build().localities(facts.num_layers)
+    build_penalty(config.penalty).check(facts.num_layers, facts.num_heads)
     _check_room(folder, facts.num_parameters, _models_to_keep(config, folder))
     return facts
 

@@ -23,9 +23,9 @@ from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
 from proloc.hf.card import add_figures
 from proloc.hf.models import load_model, load_tokenizer
-from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
 from proloc.study.config import Condition, StudyConfig
+from proloc.study.penalty import build_penalty
 from proloc.study.plan import model_folder
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
@@ -176,7 +176,7 @@ def _tune(
         model=trainable,
         args=arguments,
         train_dataset=windows,
-        penalty=LowFidelity(phi=config.penalty.phi, weight=config.penalty.weight) if soft else None,
+        penalty=build_penalty(config.penalty) if soft else None,
         callbacks=[_Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
