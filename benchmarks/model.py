@@ -99,7 +99,7 @@ def training(bench: Bench, length: int) -> dict[str, Way]:
         def run() -> None:
             with proloc.recording(model, "fidelity") as recorder:
                 loss = model(**text, labels=text["input_ids"], use_cache=False).loss
-                step(loss + PENALTY.summed(recorder.fidelity, localities, queries) / length)
+                step(loss + PENALTY.summed(recorder, localities, queries) / length)
 
         return run
 
