@@ -77,6 +77,10 @@ class Keys:
             self._thinned = Keys.of_relation(torch.where(hidden, HIDDEN, relation).to(torch.uint8))
         return self._thinned
 
+    def unmasked(self, retain: float) -> bool:
+        """See ``KeyRanges.unmasked``; False where nothing is known but the matrix."""
+        return self.ranges is not None and self.ranges.unmasked(retain)
+
     def uniform(self) -> Tensor:
         """Share of the visible keys that are home or sink, ``[batch, query]``: the fidelity of uniform attention."""
         if self.ranges is not None:

@@ -177,6 +177,7 @@ def dialled_attention(
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(state.retain[layer])),
         ),
     )
     attention = choice.attend(
