@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from proloc.hf import add_figures as add_figures
     from proloc.hf import describe as describe
     from proloc.hf import dial as dial
+    from proloc.hf import dropping_blocks as dropping_blocks
     from proloc.hf import from_pretrained as from_pretrained
     from proloc.hf import localize as localize
     from proloc.hf import recording as recording
     from proloc.hf import set_dial as set_dial
+    from proloc.penalty import DialledKL as DialledKL
+    from proloc.penalty import Entropy as Entropy
+    from proloc.penalty import GroupSparsity as GroupSparsity
     from proloc.penalty import LowFidelity as LowFidelity
     from proloc.schedule import Explicit as Explicit
     from proloc.schedule import Polynomial as Polynomial
@@ -59,12 +63,13 @@ _HOME = {
         "add_figures",
         "describe",
         "dial",
+        "dropping_blocks",
         "from_pretrained",
         "localize",
         "recording",
         "set_dial",
     ),
-    "proloc.penalty": ("LowFidelity",),
+    "proloc.penalty": ("DialledKL", "Entropy", "GroupSparsity", "LowFidelity"),
     "proloc.schedule": ("Explicit", "Polynomial", "Reversed", "Step", "Uniform"),
     "proloc.training": ("LocalityTrainer",),
 }

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from proloc.errors import ProlocError
-from proloc.hf import Recorder, find_state, recording, set_dial
+from proloc.hf import Recorder, check_block_dropout, dropping_blocks, find_state, recording, set_dial
 from proloc.objective import DialSampler, Distillation
-from proloc.penalty import LowFidelity
+from proloc.penalty import Penalty
 
 IGNORED_LABEL = -100
 
@@ -24,28 +24,35 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
     Evaluation's ``eval_loss`` is the cross-entropy alone.
 
     Args:
-        penalty: None trains without one; the dial then does all the work.
+        penalty: one of ``proloc.penalty``; None trains without one; the dial then does all the work.
         distillation: a teacher whose divergence takes the place of a part of the cross-entropy.
         dials: where the dial stands at every optimiser step; None = where it was left.
+        block_dropout: probability of hiding a block in a training step, see ``dropping_blocks``.
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, or reentrant checkpointing would drop the penalty's gradient.
+        ProlocError: the model is not localised, the penalty does not fit it, ``block_dropout`` is no probability, or
+            reentrant checkpointing would drop the penalty's gradient.
     """
 
     def __init__(
         self,
         *args: Any,
-        penalty: LowFidelity | None = None,
+        penalty: Penalty | None = None,
         distillation: Distillation | None = None,
         dials: DialSampler | None = None,
+        block_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.penalty, self.distillation, self.dials = penalty, distillation, dials
+        check_block_dropout(block_dropout)
+        self.block_dropout = block_dropout
         self._parts: dict[str, float] = {}
         self._noted_until: int | None = None
-        find_state(self.model)  # raises here rather than in the first step
+        state = find_state(self.model)  # raises here rather than in the first step
+        if penalty is not None:
+            penalty.check(len(state.localities), self.model.config.get_text_config(decoder=True).num_attention_heads)
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if penalty is not None and self.args.gradient_checkpointing and reentrant:
             raise ProlocError(
@@ -59,15 +66,17 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             self._noted_until = self.state.global_step  # a resumed run starts later
         if self.dials is not None:
             set_dial(self.model, self.dials.at(self.state.global_step))
-        with self._recording():
+        dropping = dropping_blocks(self.model, self.block_dropout) if self.block_dropout else nullcontext()
+        with self._recording(), dropping:
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = find_state(self.model).recorder
-        if self.penalty is None or active.wanted != "nothing":
+        in_all = self.penalty is not None and self.penalty.needs == "fidelity"
+        if self.penalty is None or active.wanted == self.penalty.needs or (active.wanted == "all" and in_all):
             return nullcontext(active)
-        return recording(self.model, "fidelity")
+        return recording(self.model, self.penalty.needs)
 
     def compute_loss(
         self,
@@ -114,14 +123,15 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             parts["penalty"] = self._penalty(self.penalty, recorder, queries)
         return {name: self._per_target(total, queries, num_items_in_batch) for name, total in parts.items()}
 
-    def _penalty(self, penalty: LowFidelity, recorder: Recorder, queries: Tensor) -> Tensor:
+    def _penalty(self, penalty: Penalty, recorder: Recorder, queries: Tensor) -> Tensor:
         """The penalty summed over queries, or an error where it would not act."""
         localities = find_state(self.model).localities
-        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorder.fidelity]
+        recorded = recorder.recorded(penalty.needs)
+        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorded]
         if missing:
-            raise ProlocError(f"layers {missing} gave no fidelity, so they would not be penalised.")
-        total = penalty.summed(recorder.fidelity, localities, queries)
-        if recorder.fidelity and not total.requires_grad:
+            raise ProlocError(f"layers {missing} gave no {penalty.needs}, so they would not be penalised.")
+        total = penalty.summed(recorder, localities, queries)
+        if recorded and not total.requires_grad:
             raise ProlocError(
                 "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
             )

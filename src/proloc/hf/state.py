@@ -4,19 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from proloc.attention import Attention, Choice, Keys, Requested, Wanted, check_requested
+from proloc.attention import Attention, Choice, Keys, Requested, check_requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
 from proloc.locality import Layout, check_halo, mark_sinks, retained
 from proloc.metrics import AttentionStatistics, measure
+from proloc.penalty import Quantity
 from proloc.schedule import Schedule
 
 ATTRIBUTE = "_proloc_state"
+Recording = Quantity | Literal["nothing", "all"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Current:
         layout: of past and query tokens.
         prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
         held: positions of the keys that hard layers still have (``LocalCache``); None = all.
+        dropped: keys of the blocks that block dropout drops, bool ``[batch, key]``; None = none.
     """
 
     layout: Layout
     prepared: bool = False
     held: Tensor | None = None
+    dropped: Tensor | None = None
 
 
 # Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
@@ -46,35 +50,57 @@ class Recorder:
     The first write wins: checkpointing computes a layer twice, and only the first belongs to the graph of the loss.
 
     Attributes:
-        wanted: "nothing"; "all"; or "fidelity", the undialled one alone, and of layers with locality above 0 only.
-        fidelity: undialled fidelity ``[batch, head, query]`` by layer, differentiable; the penalty reads it.
+        wanted: "nothing"; "all"; or, for a penalty and of layers with locality above 0 only, one quantity before the
+            dial: "fidelity", "entropy" or "weights".
+        fidelity: undialled fidelity ``[batch, head, query]`` by layer, differentiable.
+        entropy_undialled: entropy in bits before the dial, likewise; for "entropy" alone.
+        weights_undialled: weights before the dial ``[batch, head, query, key]``, likewise; for "weights" alone.
+        relations: what their keys are, uint8 ``[batch, 1, query, key]`` by layer.
+        layout: of the latest forward pass.
         layers: all statistics by layer, where all are wanted.
         weights: the weights as used, ``[batch, head, query, key]`` by layer, where they are kept.
         keep_weights: for pictures of single passages.
     """
 
-    wanted: Wanted = "nothing"
+    wanted: Recording = "nothing"
     fidelity: dict[int, Tensor] = field(default_factory=dict)
+    entropy_undialled: dict[int, Tensor] = field(default_factory=dict)
+    weights_undialled: dict[int, Tensor] = field(default_factory=dict)
+    relations: dict[int, Tensor] = field(default_factory=dict)
+    layout: Layout | None = None
     layers: dict[int, AttentionStatistics] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
     keep_weights: bool = False
 
-    def clear(self) -> None:
-        for kept in (self.fidelity, self.layers, self.weights):
-            kept.clear()
+    def start(self, layout: Layout) -> None:
+        """Forget the forward pass before this one."""
+        kept: list[dict[int, Any]] = [self.recorded(quantity) for quantity in get_args(Quantity)]
+        for each in (*kept, self.relations, self.layers, self.weights):
+            each.clear()
+        self.layout = layout
 
-    def record(self, layer: int, attention: Attention, keys: Keys) -> None:
-        """Keep what is wanted of one layer."""
+    def recorded(self, quantity: Quantity) -> dict[int, Tensor]:
+        """What was recorded for a penalty, by layer."""
+        by_name = {"fidelity": self.fidelity, "entropy": self.entropy_undialled, "weights": self.weights_undialled}
+        return by_name[quantity]
+
+    def record(self, layer: int, attention: Attention, keys: Keys, entropy: Tensor | None = None) -> None:
+        """Keep what is wanted of one layer; ``entropy`` is that before the dial."""
         if self.wanted == "all":
             self.layers.setdefault(layer, measure(attention, keys))
         if attention.fidelity_undialled is not None:
             self.fidelity.setdefault(layer, attention.fidelity_undialled)
+        if entropy is not None:
+            self.entropy_undialled.setdefault(layer, entropy)
+        if self.wanted == "weights" and attention.weights_undialled is not None:
+            self.weights_undialled.setdefault(layer, attention.weights_undialled)
+            self.relations.setdefault(layer, keys.relation())
         if self.keep_weights and attention.weights is not None:
             self.weights.setdefault(layer, attention.weights.detach())
 
-    def wants(self, locality: float) -> Wanted:
+    def wants(self, locality: float) -> Recording:
         """What is wanted of a layer of this locality."""
-        return "nothing" if self.wanted == "fidelity" and locality == 0.0 else self.wanted
+        return "nothing" if self.wanted != "all" and locality == 0.0 else self.wanted
 
 
 class LocalityState:
@@ -107,6 +133,7 @@ class LocalityState:
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
         self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
+        self.block_dropout = 0.0  # of forward passes in training mode
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
@@ -171,13 +198,14 @@ def dial(model: nn.Module, position: float) -> Iterator[None]:
 
 @contextmanager
 def recording(
-    model: nn.Module, wanted: Literal["fidelity", "all"] = "all", *, keep_weights: bool = False
+    model: nn.Module, wanted: Quantity | Literal["all"] = "all", *, keep_weights: bool = False
 ) -> Iterator[Recorder]:
     """Collect attention statistics inside a ``with`` block; read them from the recorder after a forward pass.
 
     Args:
         model: a localised model.
-        wanted: "all" also fills ``recorder.layers``; "fidelity" only ``recorder.fidelity``, where locality is above 0.
+        wanted: "all" fills ``recorder.layers`` and ``recorder.fidelity``; "fidelity", "entropy" or "weights" what a
+            penalty of that kind reads, with its gradient, where locality is above 0.
         keep_weights: also keep the weights as used in ``recorder.weights``.
     """
     state = find_state(model)
@@ -187,6 +215,33 @@ def recording(
         yield state.recorder
     finally:
         state.recorder = before
+
+
+@contextmanager
+def dropping_blocks(model: nn.Module, probability: float) -> Iterator[None]:
+    """Block dropout inside a ``with`` block, for forward passes in training mode (ours).
+
+    With this probability a block is hidden, for one forward pass and in all layers with locality above 0, from the
+    queries it is away from. Own block, halo and sinks stay, so a layer with dial * lambda = 1 does not notice. It is
+    drawn by torch's generator. Attention over what is left is written out, which takes T x T memory.
+
+    Raises:
+        ProlocError: not localised, or a probability outside [0, 1].
+    """
+    state = find_state(model)
+    check_block_dropout(probability)
+    before = state.block_dropout
+    state.block_dropout = probability
+    try:
+        yield
+    finally:
+        state.block_dropout = before
+
+
+def check_block_dropout(probability: float) -> None:
+    """Raise a ProlocError unless the probability lies in [0, 1]."""
+    if not 0.0 <= probability <= 1.0:
+        raise ProlocError(f"block_dropout is {probability}; it must lie in [0, 1].")
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,8 @@ REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
+PenaltyKind = Literal["fidelity", "group", "entropy", "kl"]
+Targets = float | list[float] | list[list[float]]
 Position = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
@@ -25,6 +27,7 @@ OVERRIDABLE = (
     "sink_token",
     "penalty",
     "training.dial",
+    "training.block_dropout",
     "training.distil",
     "training.temperature",
     "training.teacher",
@@ -90,6 +93,8 @@ class TrainingSection(Section):
     """Divides the logits of teacher and student; their KL is multiplied by its square."""
     teacher: Literal["base", "distributed"] = "base"
     """"base": the model before tuning; "distributed": the reference tuned with the same seed, which then runs first."""
+    block_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Probability of hiding a block, in one forward pass and in layers with lambda > 0, from later blocks."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
     twentieth of the run); None = every tenth of the run."""
@@ -98,12 +103,26 @@ class TrainingSection(Section):
 
 
 class PenaltySection(Section):
-    """The low-fidelity constraint of modes "soft" and "both"."""
+    """What modes "soft" and "both" add to the cross-entropy; all kinds read attention as it was before the dial."""
 
-    phi: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Wanted fidelity."""
+    kind: PenaltyKind = "fidelity"
+    """"fidelity": the low-fidelity constraint; "group": sparsity over away blocks (writes attention out, slow);
+    "entropy": bits above a target; "kl": what the dial would move."""
+    phi: Targets = 0.5
+    """Wanted fidelity ("fidelity"): a number, one for each layer, or one for each head of each layer."""
+    target_bits: Targets = 2.0
+    """Wanted entropy in bits ("entropy"), likewise."""
     weight: float = Field(default=0.1, ge=0.0)
-    """Nats per token for each unit of missing fidelity."""
+    """Nats per token for each unit of the penalty: missing fidelity, away mass, bits, or nats of divergence."""
+
+    @model_validator(mode="after")
+    def _target_of_its_kind(self, info: ValidationInfo) -> "PenaltySection":
+        if info.context is not None:  # a condition that overrides the kind need not take back the study's target
+            return self
+        for key, kind in (("phi", "fidelity"), ("target_bits", "entropy")):
+            if key in self.model_fields_set and self.kind != kind:
+                raise ValueError(f'{key} belongs to a penalty of kind "{kind}", and this one is "{self.kind}"')
+        return self
 
 
 class Condition(Section):

@@ -13,8 +13,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from proloc.errors import ProlocError
 from proloc.hf.models import load_model
 from proloc.objective import DialSampler, Distillation
-from proloc.penalty import LowFidelity
 from proloc.study.config import REFERENCE, Condition, StudyConfig
+from proloc.study.penalty import build_penalty
 from proloc.study.plan import teacher_folder
 from proloc.study.results import TrainingPoint, run_name
 from proloc.study.windows import Windows
@@ -63,9 +63,10 @@ def tune(
         model=trainable,
         args=_arguments(config, condition, seed, checkpoints),
         train_dataset=windows,
-        penalty=LowFidelity(phi=config.penalty.phi, weight=config.penalty.weight) if soft else None,
+        penalty=build_penalty(config.penalty) if soft else None,
         distillation=teacher,
         dials=_dials(training.dial, seed),
+        block_dropout=training.block_dropout,
         callbacks=[_Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
