@@ -5,13 +5,14 @@ from proloc.hf.card import add_figures, figures
 from proloc.hf.frozen import provide
 from proloc.hf.loading import from_pretrained
 from proloc.hf.localize import localize
-from proloc.hf.state import LocalityState, Recorder, describe, dial, find_state, recording, set_dial
+from proloc.hf.state import LocalityState, Recorder, cutting, describe, dial, find_state, recording, set_dial
 
 __all__ = [
     "LocalCache",
     "LocalityState",
     "Recorder",
     "add_figures",
+    "cutting",
     "describe",
     "dial",
     "figures",

@@ -146,7 +146,7 @@ class LocalisedModel:
             use_cache = getattr(self.config, "use_cache", False)  # type: ignore[attr-defined]
         layout, cache = _layout(state, block_ids, arguments, use_cache=use_cache), arguments.get("past_key_values")
         held = cache.follow(state, layout) if isinstance(cache, LocalCache) else None
-        token = current_layout.set(Current(layout, held=held))
+        token = current_layout.set(Current(layout, held=held, cut=state.cut))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -175,7 +175,7 @@ class LocalisedModel:
             )
         state: LocalityState = self.__dict__[ATTRIBUTE]
         layout = state.layout(input_ids, block_ids, _valid(kwargs.get("attention_mask"), input_ids), None)
-        token = current_layout.set(Current(layout, prepared=True))
+        token = current_layout.set(Current(layout, prepared=True, cut=state.cut))
         try:
             prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         finally:

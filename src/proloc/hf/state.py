@@ -1,6 +1,6 @@
 """The locality of one model: what its attention layers look up while they run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -27,11 +27,37 @@ class Current:
         layout: of past and query tokens.
         prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
         held: positions of the keys that hard layers still have (``LocalCache``); None = all.
+        cut: edges that attention loses (``cutting``); None = it keeps them all.
     """
 
     layout: Layout
     prepared: bool = False
     held: Tensor | None = None
+    cut: "Cut | None" = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Edges that attention loses: the query keeps none of the key's content in these layers.
+
+    Attributes:
+        edges: bool ``[batch, head or 1, text, text]`` (query, key), True = lost; ``batch`` may be 1 for all rows.
+        layers: where; None = in all.
+    """
+
+    edges: Tensor
+    layers: frozenset[int] | None
+
+    def between(self, queries: Tensor, keys: range) -> Tensor:
+        """The part ``[batch, head or 1, query, key]`` for queries and keys at these positions of the text.
+
+        Raises:
+            ProlocError: positions outside of the text that the edges are given for.
+        """
+        length = self.edges.shape[-1]
+        if keys.stop > length:
+            raise ProlocError(f"edges are cut in a text of {length} tokens; this one has {keys.stop}.")
+        return self.edges[..., keys.start : keys.stop][..., queries, :]
 
 
 # Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
@@ -51,6 +77,8 @@ class Recorder:
         layers: all statistics by layer, where all are wanted.
         weights: the weights as used, ``[batch, head, query, key]`` by layer, where they are kept.
         keep_weights: for pictures of single passages.
+        visit: called with every layer's number, attention (weights included) and keys while the layer runs, so that
+            nobody has to hold the weights of all layers at once.
     """
 
     wanted: Wanted = "nothing"
@@ -58,6 +86,11 @@ class Recorder:
     layers: dict[int, AttentionStatistics] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
     keep_weights: bool = False
+    visit: Callable[[int, Attention, Keys], None] | None = None
+
+    @property
+    def wants_weights(self) -> bool:
+        return self.keep_weights or self.visit is not None
 
     def clear(self) -> None:
         for kept in (self.fidelity, self.layers, self.weights):
@@ -71,6 +104,8 @@ class Recorder:
             self.fidelity.setdefault(layer, attention.fidelity_undialled)
         if self.keep_weights and attention.weights is not None:
             self.weights.setdefault(layer, attention.weights.detach())
+        if self.visit is not None:
+            self.visit(layer, attention, keys)
 
     def wants(self, locality: float) -> Wanted:
         """What is wanted of a layer of this locality."""
@@ -99,6 +134,7 @@ class LocalityState:
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
         self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
+        self.cut: Cut | None = None
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
@@ -163,7 +199,11 @@ def dial(model: nn.Module, position: float) -> Iterator[None]:
 
 @contextmanager
 def recording(
-    model: nn.Module, wanted: Literal["fidelity", "all"] = "all", *, keep_weights: bool = False
+    model: nn.Module,
+    wanted: Literal["fidelity", "all"] = "all",
+    *,
+    keep_weights: bool = False,
+    visit: Callable[[int, Attention, Keys], None] | None = None,
 ) -> Iterator[Recorder]:
     """Collect attention statistics inside a ``with`` block; read them from the recorder after a forward pass.
 
@@ -171,14 +211,45 @@ def recording(
         model: a localised model.
         wanted: "all" also fills ``recorder.layers``; "fidelity" only ``recorder.fidelity``, where locality is above 0.
         keep_weights: also keep the weights as used in ``recorder.weights``.
+        visit: called with the number, attention (weights as used) and keys of every layer while it runs.
     """
     state = find_state(model)
     before = state.recorder
-    state.recorder = Recorder(wanted=wanted, keep_weights=keep_weights)
+    state.recorder = Recorder(wanted=wanted, keep_weights=keep_weights, visit=visit)
     try:
         yield state.recorder
     finally:
         state.recorder = before
+
+
+@contextmanager
+def cutting(model: nn.Module, edges: Tensor, layers: Iterable[int] | None = None) -> Iterator[None]:
+    """Take edges out of a localised model's attention inside a ``with`` block: an intervention, nothing is trained.
+
+    The query reads nothing of the key in these layers; the weights of what it still reads sum to 1 again. Forward passes
+    inside see the edges by their positions in the text, past tokens of a cache included.
+
+    Args:
+        model: a localised model.
+        edges: bool ``[batch or 1, head or 1, text, text]``, True = the query (third axis) loses the key (fourth).
+        layers: where; None = in all.
+
+    Raises:
+        ProlocError: not localised, no such layer, edges of another shape, or edges from a token to itself.
+    """
+    state = find_state(model)
+    chosen = None if layers is None else frozenset(layers)
+    if chosen is not None and (wrong := sorted(chosen - set(range(len(state.localities))))):
+        raise ProlocError(f"there is no layer {wrong[0]}; the model has layers 0 to {len(state.localities) - 1}.")
+    if edges.dim() != 4 or edges.shape[2] != edges.shape[3] or edges.dtype != torch.bool:
+        raise ProlocError(f"edges must be bool [batch, head, text, text], not {edges.dtype} {tuple(edges.shape)}.")
+    if bool(edges.diagonal(dim1=2, dim2=3).any()):
+        raise ProlocError("a token cannot lose itself; leave the diagonal of the edges False.")
+    before, state.cut = state.cut, Cut(edges, chosen)
+    try:
+        yield
+    finally:
+        state.cut = before
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
