@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from proloc.evaluation import evaluate as evaluate
     from proloc.hf import LocalCache as LocalCache
     from proloc.hf import add_figures as add_figures
+    from proloc.hf import cutting as cutting
     from proloc.hf import describe as describe
     from proloc.hf import dial as dial
     from proloc.hf import from_pretrained as from_pretrained
@@ -57,6 +58,7 @@ _HOME = {
     "proloc.hf": (
         "LocalCache",
         "add_figures",
+        "cutting",
         "describe",
         "dial",
         "from_pretrained",

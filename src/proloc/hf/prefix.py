@@ -28,8 +28,6 @@ def repeat_prefix(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
     return repeated
 
 
-
-
 def last_logits(model: PreTrainedModel, last: int, **inputs: object) -> Tensor:
     """Logits ``[batch, last, vocab]`` of the last tokens; the others are not computed where the model can leave them."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:

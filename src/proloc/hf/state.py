@@ -226,8 +226,8 @@ def recording(
 def cutting(model: nn.Module, edges: Tensor, layers: Iterable[int] | None = None) -> Iterator[None]:
     """Take edges out of a localised model's attention inside a ``with`` block: an intervention, nothing is trained.
 
-    The query reads nothing of the key in these layers; the weights of what it still reads sum to 1 again. Forward passes
-    inside see the edges by their positions in the text, past tokens of a cache included.
+    The query reads nothing of the key in these layers; the weights of what it still reads sum to 1 again. Edges are
+    told by positions in the text, so tokens that a cache holds count.
 
     Args:
         model: a localised model.
