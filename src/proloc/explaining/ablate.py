@@ -1,13 +1,13 @@
 """The truth by intervention: the log-probability of a target when some of its source blocks are knocked out.
 
-Two ways to knock a block out. *cut*: every later block loses the edges to its tokens, in all layers or in some; the text
-and its positions stay as they are. *removed*: the text is read without the block's tokens, and later ones move up.
+Two ways to knock a block out. *cut*: every later block loses the edges to its tokens, in all layers or in some; the
+text and its positions stay as they are. *removed*: the text is read without the block's tokens, and later ones move up.
 
 What stands before the first token that an ablation touches is computed once for all of them. Ablations run as rows of a
 batch, sorted so that rows of one batch share as much as they can.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -49,6 +49,7 @@ class Ablator:
 
     Attributes:
         intact: log-probability of the target with nothing knocked out, nats, summed over its tokens.
+        intact_tokens: the same for each of its tokens.
         tokens_computed: tokens that went through the model so far, padding and the intact pass included.
 
     Raises:
@@ -80,7 +81,8 @@ class Ablator:
         self.tokens_computed = passage.read
         with torch.no_grad(), cutting(model, passage.edges(nothing).to(model.device), self._layers):
             logits = self._logits(ids, blocks, self._cache, passage.num_targets)
-        self.intact = float(self._log_probs(logits)[0])
+        self.intact_tokens: list[float] = self._log_probs(logits)[0].tolist()
+        self.intact = sum(self.intact_tokens)
         self._known[np.ones(len(passage.sources), dtype=bool).tobytes()] = self.intact
 
     def log_probs(self, kept: ArrayLike) -> Values:
@@ -105,6 +107,11 @@ class Ablator:
             self._progress(len(batch))
         return np.array([self._known[key] for key in keys])
 
+    @property
+    def num_computed(self) -> int:
+        """How many different ablations were computed."""
+        return len(self._known) - 1
+
     def leave_one_out(self) -> Values:
         """What each source gave: log-probability intact minus without that source alone, ``[source]``, nats."""
         return self.intact - self.log_probs(~np.eye(len(self._passage.sources), dtype=bool))
@@ -124,18 +131,15 @@ class Ablator:
         prefix = min(row.prefix for row in rows)
         left_out = torch.stack([row.left_out for row in rows])
         cache = repeat_prefix(self._cache, prefix, len(rows))
-        if self._how == "cut":
-            values = self._cut(left_out, prefix, cache)
-        else:
-            values = self._removed(left_out, prefix, cache)
-        return [float(value) for value in values]
+        compute = self._cut if self._how == "cut" else self._removed
+        return [float(value) for value in self._log_probs(compute(left_out, prefix, cache)).sum(dim=1)]
 
     def _cut(self, left_out: Tensor, prefix: int, cache: object) -> Tensor:
         passage = self._passage
         ids, blocks = (part[: passage.read].expand(len(left_out), -1) for part in (passage.ids, passage.block_ids))
         self.tokens_computed += ids[:, prefix:].numel()
         with cutting(self._model, passage.edges(left_out).to(self._model.device), self._layers):
-            return self._log_probs(self._logits(ids[:, prefix:], blocks, cache, passage.num_targets))
+            return self._logits(ids[:, prefix:], blocks, cache, passage.num_targets)
 
     def _removed(self, left_out: Tensor, prefix: int, cache: object) -> Tensor:
         """Shorter rows are filled up at their end, where no token of theirs looks."""
@@ -152,7 +156,7 @@ class Ablator:
         logits = self._logits(ids[:, prefix:], blocks, cache, needed)
         places = (lengths - passage.num_targets - (longest - needed))[:, None] + torch.arange(passage.num_targets)
         places = places.to(logits.device)
-        return self._log_probs(logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1])))
+        return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
 
     def _logits(self, ids: Tensor, blocks: Tensor, cache: object, last: int) -> Tensor:
         device = self._model.device
@@ -166,13 +170,13 @@ class Ablator:
         )
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        """``[row]`` from the logits ``[row, target, vocab]`` that predict the target's tokens."""
+        """``[row, target]`` from the logits ``[row, target, vocab]`` that predict the target's tokens."""
         targets = self._passage.ids[self._passage.start : self._passage.end].to(logits.device)
         found = torch.log_softmax(logits.double(), dim=-1).gather(2, targets.expand(len(logits), -1)[..., None])
-        return found.sum(dim=(1, 2)).cpu()
+        return found[..., 0].cpu()
 
 
-def draw_kept(num_ablations: int, num_sources: int, seed: int, keep: float = 0.5) -> Flags:
+def draw_kept(num_ablations: int, num_sources: int, seed: int | Sequence[int], keep: float = 0.5) -> Flags:
     """Which sources random ablations keep, each independently with this probability, bool ``[ablation, source]``.
 
     Source: ContextCite (Cohen-Wang et al., arXiv 2409.00729), with keep = 0.5.

@@ -66,8 +66,8 @@ def learn_heads(examples: Sequence[Example], *, penalty: float = PENALTY, steps:
     """Weights of heads with which attention predicts ablations best.
 
     Maximises the mean over passages of the Pearson correlation between ``sum over kept sources of sum over heads of
-    weight * attention`` and the logit of the target's probability, minus ``penalty`` times the number of heads times the
-    squared distance from equal weights (of length 1, in units in which all heads vary alike), by L-BFGS from equal
+    weight * attention`` and the logit of the target's probability, minus ``penalty`` times the number of heads times
+    the squared distance from equal weights (of length 1, in units in which all heads vary alike), by L-BFGS from equal
     weights: with few passages it stays near the mean over heads.
 
     Args:

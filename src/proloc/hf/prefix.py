@@ -29,7 +29,7 @@ def repeat_prefix(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
 
 
 def last_logits(model: PreTrainedModel, last: int, **inputs: object) -> Tensor:
-    """Logits ``[batch, last, vocab]`` of the last tokens; the others are not computed where the model can leave them."""
+    """Logits ``[batch, last, vocab]`` of the last tokens; others are left out where the model can."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = last
     logits: Tensor = model(**inputs).logits

@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-import proloc
 from proloc.errors import ProlocError
 from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
@@ -40,6 +38,7 @@ from proloc.study.results import (
 )
 from proloc.study.text import describe_source
 from proloc.training import LocalityTrainer
+from proloc.versions import versions
 
 SAMPLE_TOKENS = 112
 OnProgress = Callable[[str, int, int], None]
@@ -256,17 +255,6 @@ def run_config(config: StudyConfig, condition: Condition, text_sha256: str | Non
         decisive["text"]["file"] = Path(config.text.file).name
     decisive["text"]["sha256"] = text_sha256
     return {**decisive, "condition": condition.model_dump(mode="json"), "mode": config.mode_of(condition)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    found = {"proloc": proloc.__version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate", "peft", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine() -> dict[str, str]:

@@ -1,0 +1,135 @@
+"""An explanation as data: what ``proloc explain`` writes as JSON and what the terminal view and the page read (ours).
+
+This module does not import torch, so that a page can be made anywhere.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Part(BaseModel):
+    """A frozen piece of an explanation; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Target(Part):
+    """The prediction explained: tokens ``start .. end - 1``.
+
+    Attributes:
+        log_prob: of the whole target with nothing knocked out, nats.
+        token_log_probs: the same for each of its tokens.
+        generated: whether the model wrote it itself (greedily), or it stood in the text.
+    """
+
+    start: int
+    end: int
+    text: str
+    log_prob: float
+    token_log_probs: list[float]
+    generated: bool
+
+
+class Source(Part):
+    """A block before the one that asks, and what it gave to the prediction.
+
+    Attributes:
+        block: its number in the text.
+        start, end: its tokens are ``start .. end - 1``.
+        cut: log-probability of the target intact minus with the edges to this block cut, nats.
+        removed: the same with its tokens taken out of the text.
+        scores: attributions by method; each method has a scale of its own.
+        enters: layers that can carry the block's content on its way to the target; no other layer can, provably.
+    """
+
+    block: int
+    start: int
+    end: int
+    cut: float
+    removed: float
+    scores: dict[str, float]
+    enters: list[int]
+
+
+class Faithfulness(Part):
+    """How well a method's attributions foretell the sampled ablations.
+
+    Attributes:
+        lds: Spearman's correlation; None where all ablations had the same outcome.
+        top_drop: log-probability lost without the method's strongest source, nats.
+        comprehensiveness, sufficiency: ERASER's, in probability per token.
+    """
+
+    lds: float | None
+    top_drop: float
+    comprehensiveness: float
+    sufficiency: float
+
+
+class Sampled(Part):
+    """The ablations behind ``Faithfulness``: random ones, each source kept with probability one half.
+
+    Attributes:
+        num: measured on; the surrogate was fitted to ``num_fitted`` others.
+        how: whether edges were cut or tokens removed.
+    """
+
+    num: int
+    num_fitted: int
+    how: Literal["cut", "removed"]
+
+
+class Cost(Part):
+    """What the ablations took, all of them together.
+
+    Attributes:
+        ablations: different ones that were computed.
+        tokens: that went through the model for them.
+        passes: ``tokens`` in units of the text read.
+        seconds: of everything.
+    """
+
+    ablations: int
+    tokens: int
+    passes: float
+    seconds: float
+
+
+class Explanation(Part):
+    """A prediction and the blocks it came from.
+
+    Attributes:
+        model, localities, dial, sinks: what ran, with lambda by layer.
+        retain: what away keys keep of their weight in each layer; 0 = the layer is hard.
+        layers: where edges were cut; None = in all.
+        blocks: the partitioner's kind; ``causal`` False = it read the whole text, so the blocks only explain it.
+        tokens: pieces of the text; joined, they are the text. ``block_ids`` and ``sinks`` go with them.
+        asking: the number of the block whose tokens predict the target; it is never knocked out.
+        blocks_read: effective number of blocks that attention reads, by layer (exp of its entropy over blocks).
+        faithfulness: by method, those that know nothing of the model among them.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    versions: dict[str, str]
+    localities: list[float]
+    retain: list[float]
+    dial: float
+    num_sinks: int
+    layers: list[int] | None
+    blocks: str
+    causal: bool
+    tokens: list[str]
+    block_ids: list[int]
+    target: Target
+    asking: int
+    sources: list[Source]
+    blocks_read: list[float]
+    sampled: Sampled
+    faithfulness: dict[str, Faithfulness]
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return self.model_dump(mode="json")
