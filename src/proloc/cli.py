@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from proloc import __version__
+from proloc.cli_explain import add_explain
+from proloc.cli_parts import add_command, text_of, write_out
 from proloc.errors import ProlocError
 
 USER_ERROR = 2
@@ -26,26 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_generate(commands)
     _add_blocks(commands)
+    add_explain(commands)
     _add_models(commands)
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    summary: str,
-    detail: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=detail, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "study",
         "tune a model under several localities and seeds, and report",
@@ -60,7 +49,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "report",
         "make the report of a study again",
@@ -71,7 +60,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "check",
         "show that a model, localised, is exactly what it says it is",
@@ -88,7 +77,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "generate",
         "continue a prompt with the dial where you want it",
@@ -105,7 +94,7 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "blocks",
         "show a text with its blocks in colour",
@@ -125,7 +114,7 @@ def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "models",
         "list models that need no hub, or install one",
@@ -209,7 +198,7 @@ def _blocks(arguments: argparse.Namespace) -> int:
     from proloc.marking import mark_blocks
 
     marked = mark_blocks(
-        _text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
+        text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
     )
     if arguments.json:
         print(json.dumps(marked.to_json(), ensure_ascii=False))
@@ -220,26 +209,10 @@ def _blocks(arguments: argparse.Namespace) -> int:
 
         print_blocks(marked, Console())
     if arguments.html is not None:
-        from proloc.files import write_atomically
         from proloc.report.blocks import blocks_page
 
-        try:
-            write_atomically(arguments.html, blocks_page(marked))
-        except OSError as error:
-            raise ProlocError(f"cannot write the page {arguments.html}: {error.strerror or error}.") from error
-        print(f"The page: {arguments.html.resolve()}", file=sys.stderr)
+        write_out(arguments.html, blocks_page(marked))
     return 0
-
-
-def _text_of(text_or_file: str) -> str:
-    """The file's text where there is such a file, else the text itself."""
-    from proloc.text import read_file
-
-    try:
-        is_file = Path(text_or_file).is_file()
-    except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
-        is_file = False
-    return read_file(Path(text_or_file)) if is_file else text_or_file
 
 
 def _models(arguments: argparse.Namespace) -> int:
