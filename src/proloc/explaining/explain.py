@@ -2,21 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from proloc.errors import ProlocError
-from proloc.explaining.ablate import Ablator, How, draw_kept
-from proloc.explaining.measures import comprehensiveness, lds, sufficiency, top_drop
-from proloc.explaining.readout import Readout, read_out
-from proloc.explaining.record import Cost, Explanation, Faithfulness, Sampled, Source, Target
+from proloc.explaining.ablate import Ablator, How
+from proloc.explaining.measured import Measured, judge, measure
+from proloc.explaining.record import Cost, Explanation, Sampled, Source, Target
 from proloc.explaining.subject import Blocks, Subject, load_localised, make_subject
-from proloc.explaining.surrogate import Values, baselines, lasso
+from proloc.explaining.surrogate import Values
 from proloc.hf import dial as dial_at
 from proloc.hf import find_state
 from proloc.hf.models import load_tokenizer
@@ -88,17 +85,6 @@ def explain(
         model.train(training)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Everything measured of one passage."""
-
-    readout: Readout
-    cut: Values
-    removed: Values
-    scores: dict[str, Values]
-    faithfulness: dict[str, Faithfulness]
-
-
 def explain_subject(
     subject: Subject,
     *,
@@ -122,7 +108,13 @@ def explain_subject(
 
     cut = Ablator(subject.model, passage, "cut", layers=layers, progress=step)
     removed = Ablator(subject.model, passage, "removed", progress=step)
-    measured = _measure(subject, cut, removed, how, ablations, fitted, seed)
+    sampled = cut if how == "cut" else removed
+    measured = measure(subject.model, passage, sampled, ablations=ablations, fitted=fitted, seed=seed)
+    faithfulness = {
+        name: judge(scores, measured, sampled, num_targets=passage.num_targets)
+        for name, scores in measured.scores.items()
+    }
+    alone = {ablator: ablator.leave_one_out() for ablator in (cut, removed)}
     progress(total, total)
     state = find_state(subject.model)
     return Explanation(
@@ -146,10 +138,10 @@ def explain_subject(
             generated=subject.generated,
         ),
         asking=passage.asking,
-        sources=_sources(subject, measured),
+        sources=_sources(subject, measured, alone[cut], alone[removed]),
         blocks_read=measured.readout.blocks_read.tolist(),
         sampled=Sampled(num=ablations, num_fitted=fitted, how=how),
-        faithfulness=measured.faithfulness,
+        faithfulness=faithfulness,
         cost=Cost(
             ablations=cut.num_computed + removed.num_computed,
             tokens=cut.tokens_computed + removed.tokens_computed,
@@ -159,38 +151,7 @@ def explain_subject(
     )
 
 
-def _measure(
-    subject: Subject, cut: Ablator, removed: Ablator, how: How, ablations: int, fitted: int, seed: int
-) -> _Measured:
-    passage, sampled = subject.passage, cut if how == "cut" else removed
-    readout = read_out(subject.model, passage)
-    kept, others = (draw_kept(num, len(passage.sources), [seed, part]) for part, num in enumerate((ablations, fitted)))
-    outcomes = sampled.log_probs(kept)
-    scores = {name: _values(values) for name, values in readout.scores().items()}
-    scores |= {"lasso": lasso(others, sampled.log_probs(others)), **baselines(passage, seed)}
-    return _Measured(
-        readout=readout,
-        cut=cut.leave_one_out(),
-        removed=removed.leave_one_out(),
-        scores=scores,
-        faithfulness={
-            name: Faithfulness(
-                lds=lds(values, kept, outcomes),
-                top_drop=top_drop(values, 1, sampled.intact, sampled.log_probs),
-                comprehensiveness=comprehensiveness(values, sampled.intact, sampled.log_probs, passage.num_targets),
-                sufficiency=sufficiency(values, sampled.intact, sampled.log_probs, passage.num_targets),
-            )
-            for name, values in scores.items()
-        },
-    )
-
-
-def _values(tensor: Tensor) -> Values:
-    found: Values = tensor.double().numpy()
-    return found
-
-
-def _sources(subject: Subject, measured: _Measured) -> list[Source]:
+def _sources(subject: Subject, measured: Measured, cut: Values, removed: Values) -> list[Source]:
     found = []
     for number, unit in enumerate(subject.passage.sources):
         places = np.flatnonzero(subject.passage.units.numpy() == unit)
@@ -199,8 +160,8 @@ def _sources(subject: Subject, measured: _Measured) -> list[Source]:
                 block=unit,
                 start=int(places[0]),
                 end=int(places[-1]) + 1,
-                cut=float(measured.cut[number]),
-                removed=float(measured.removed[number]),
+                cut=float(cut[number]),
+                removed=float(removed[number]),
                 scores={name: float(values[number]) for name, values in measured.scores.items()},
                 enters=torch.nonzero(measured.readout.enters[:, number]).flatten().tolist(),
             )

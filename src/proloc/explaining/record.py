@@ -53,18 +53,44 @@ class Source(Part):
 
 
 class Faithfulness(Part):
-    """How well a method's attributions foretell the sampled ablations.
+    """How well a method's attributions foretell the sampled ablations; None where a measure was not taken.
 
     Attributes:
-        lds: Spearman's correlation; None where all ablations had the same outcome.
+        lds: Spearman's correlation; None also where all ablations had the same outcome.
         top_drop: log-probability lost without the method's strongest source, nats.
         comprehensiveness, sufficiency: ERASER's, in probability per token.
+        hit: whether the strongest source is the true one, where that is known.
     """
 
     lds: float | None
-    top_drop: float
-    comprehensiveness: float
-    sufficiency: float
+    top_drop: float | None = None
+    comprehensiveness: float | None = None
+    sufficiency: float | None = None
+    hit: bool | None = None
+
+
+class PassageFaithfulness(Part):
+    """How faithful every method is on one passage.
+
+    Attributes:
+        kind: where the passage is from.
+        num_reaching: sources whose content some layer can carry to the target.
+        log_prob: of the target, nats per token.
+        true_source: the number of the source that holds the answer; None = not known.
+        methods: by name.
+        blocks_read: effective number of blocks that attention reads, by layer.
+        passes: work of all ablations, in passes over the passage.
+    """
+
+    passage: str
+    kind: str
+    num_sources: int
+    num_reaching: int
+    log_prob: float
+    true_source: int | None
+    methods: dict[str, Faithfulness]
+    blocks_read: list[float]
+    passes: float
 
 
 class Sampled(Part):

@@ -47,9 +47,7 @@ def flow_sentence(found: Explanation) -> str:
     shut = [source.block for source in found.sources if not source.enters]
     if not closed:
         return f"Every one of the {layers} layers can carry these blocks to the target."
-    text = (
-        f"No block before {found.asking} can enter through layers {layers_text(closed)}, which are hard; this is exact."
-    )
+    text = f"No block before {found.asking} can enter through layers {layers_text(closed)}, which are hard: exact."
     if shut:
         text += f" Blocks {listed([str(block) for block in shut])} cannot reach the target at all."
     return text

@@ -25,8 +25,8 @@ _PAGE_STYLE = """
   border-bottom: 3px solid var(--accent); } td.bar { min-width: 74px; } .flow { display: inline-flex; gap: 1px;
   vertical-align: middle; } .flow i { display: block; width: 3px; height: 14px; background: var(--accent); }
 .flow i.shut { background: none; outline: 1px solid var(--line); outline-offset: -1px; }
-th.text, td.text { text-align: left; white-space: normal; min-width: 180px; } tr.blind th, tr.blind td { color: var(--muted);
-  font-style: italic; }
+th.text, td.text { text-align: left; white-space: normal; min-width: 180px; }
+tr.blind th, tr.blind td { color: var(--muted); font-style: italic; }
 """
 _SHOWN = ("attention", "attention-late", "attention-open", "value-weighted", "rollout", "lasso")
 _HELPS, _HINDERS = "70, 150, 215", "232, 130, 45"

@@ -107,6 +107,31 @@ class PenaltySection(Section):
     """Nats per token for each unit of missing fidelity."""
 
 
+class ExplainSection(Section):
+    """What is measured of explanations after tuning, in every run; without this section, nothing is."""
+
+    passages: int = Field(default=16, ge=0)
+    """Held-out windows whose last tokens are explained."""
+    questions: int = Field(default=16, ge=0)
+    """Built-in questions whose answer stands in one known block."""
+    target_tokens: int = Field(default=16, ge=1)
+    """Tokens explained at the end of a held-out window."""
+    ablations: int = Field(default=64, ge=8)
+    """Random ablations that faithfulness is measured on."""
+    fitted: int = Field(default=32, ge=8)
+    """Other ablations that the linear surrogate and the weights of heads are fitted to."""
+    how: Literal["removed", "cut"] = "removed"
+    """"removed" takes a block's tokens out of the text, "cut" takes the edges to them out of attention."""
+    erasure: bool = True
+    """Also measure top-1 drop, comprehensiveness and sufficiency."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "ExplainSection":
+        if self.passages + self.questions == 0:
+            raise ValueError("give passages, questions or both")
+        return self
+
+
 class Condition(Section):
     """One way of making the model local."""
 
@@ -116,6 +141,8 @@ class Condition(Section):
     blocks: BlocksOf = "semantic"
     mode: Mode | None = None
     """None = the study's mode."""
+    sinks: int | None = Field(default=None, ge=0)
+    """None = the study's sinks."""
 
     @field_validator("schedule")
     @classmethod
@@ -157,6 +184,7 @@ class StudyConfig(Section):
     blocks: BlocksSection
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
+    explain: ExplainSection | None = None
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
@@ -178,6 +206,15 @@ class StudyConfig(Section):
         return [STANDARD_CONDITIONS[each] if isinstance(each, str) else each for each in value]
 
     @model_validator(mode="after")
+    def _targets_fit(self) -> "StudyConfig":
+        if self.explain is not None and self.explain.target_tokens >= self.training.context // 2:
+            raise ValueError(
+                f"explain.target_tokens = {self.explain.target_tokens} must be less than half of the context, "
+                f"{self.training.context}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _comparable(self) -> "StudyConfig":
         names = [condition.name for condition in self.conditions]
         for what, items in (("conditions", names), ("seeds", self.seeds)):
@@ -192,6 +229,9 @@ class StudyConfig(Section):
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+    def sinks_of(self, condition: Condition) -> int:
+        return self.sinks if condition.sinks is None else condition.sinks
 
 
 def load_config(path: str | Path) -> StudyConfig:
@@ -242,6 +282,7 @@ def describe_keys() -> str:
         ("blocks", BlocksSection),
         ("training", TrainingSection),
         ("penalty", PenaltySection),
+        ("explain", ExplainSection),
         ("conditions", Condition),
     ]
     lines: list[str] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proloc.errors import ProlocError
-from proloc.study.config import StudyConfig
+from proloc.study.config import Condition, StudyConfig
 from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
 from proloc.study.text import digest, read_text
 
@@ -58,7 +58,13 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         flat |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat | {f"conditions.{each.name}": each.model_dump(mode="json") for each in config.conditions}
+    return flat | {f"conditions.{each.name}": _comparable_condition(each) for each in config.conditions}
+
+
+def _comparable_condition(condition: Condition) -> dict[str, Any]:
+    """Without what it does not say: older folders have no such keys."""
+    unsaid = {"sinks"} if condition.sinks is None else set()
+    return condition.model_dump(mode="json", exclude=unsaid)
 
 
 def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str, folder: Path) -> None:

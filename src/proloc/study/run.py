@@ -24,6 +24,7 @@ from proloc.hf.models import load_model, load_tokenizer
 from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
 from proloc.study.config import Condition, StudyConfig
+from proloc.study.faithful import explain_run
 from proloc.study.plan import model_folder
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
@@ -80,12 +81,12 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
 
     Args:
         folder: of the study; the prepared windows are read from it, checkpoints are kept in it while the run lasts.
-        progress: called with the phase ("tuning", "measuring"), what is done and what is to do.
+        progress: called with the phase ("tuning", "measuring", "explaining"), what is done and what is to do.
     """
     started = datetime.now(UTC)
     prepared = load_prepared(folder)
     partitioner = prepared.partitioners[condition.blocks]
-    model = localize(load_model(config.model), condition.build(), partitioner, sinks=config.sinks)
+    model = localize(load_model(config.model), condition.build(), partitioner, sinks=config.sinks_of(condition))
     mode = config.mode_of(condition)
     set_dial(model, 0.0 if mode == "soft" else 1.0)
     train_blocks, held_blocks = partitioner(prepared.train), partitioner(prepared.held_out)
@@ -95,6 +96,17 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     )
     if not math.isfinite(result.loss):
         raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
+    if config.explain is not None:
+        explain_run(
+            folder,
+            config,
+            condition,
+            seed,
+            tuned,
+            load_tokenizer(config.model),
+            prepared,
+            lambda done, total: progress("explaining", done, total),
+        )
     if config.keep_models:
         _keep(model_folder(folder, condition.name, seed), config, condition, seed, tuned, result)
     return RunResult(

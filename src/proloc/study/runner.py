@@ -110,6 +110,8 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 def _prepare(config: StudyConfig, folder: Path, facts: "ModelFacts", progress: Progress) -> None:
     """Store the windows and partitioners, and the plan with the unmodified model's measures where there is none yet."""
+    from proloc.hf.models import load_tokenizer
+    from proloc.study.faithful import check_explain
     from proloc.study.prepare import prepare, save_prepared
     from proloc.study.run import baseline
     from proloc.study.text import describe_source
@@ -117,6 +119,7 @@ def _prepare(config: StudyConfig, folder: Path, facts: "ModelFacts", progress: P
 
     bar = progress.add_task("preparing the text and its blocks", total=None)
     prepared = prepare(config)
+    check_explain(config, prepared, load_tokenizer(config.model), facts.max_context)
     save_prepared(prepared, folder)
 
     def show(phase: str, done: int, total: int) -> None:
