@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proloc import __version__
-from proloc.cli_explain import add_explain
+from proloc.cli_explain import add_explain, add_heads
 from proloc.cli_parts import add_command, text_of, write_out
 from proloc.errors import ProlocError
 
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_blocks(commands)
     add_explain(commands)
+    add_heads(commands)
     _add_models(commands)
     return parser
 

@@ -70,3 +70,46 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         write_out(arguments.html, explanation_page(found))
     return 0
+
+
+def add_heads(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "heads",
+        "where a head looks, and what that is worth",
+        "The strongest edges of one head between blocks, over a text, with examples and the loss without them.",
+        _heads,
+    )
+    parser.add_argument("model", help="builtin, smollm2-135m, a folder or a Hub id")
+    parser.add_argument("--layer", type=int, required=True)
+    parser.add_argument("--head", type=int, required=True)
+    parser.add_argument("--text", type=Path, help="a UTF-8 file (default: Python's own documentation)")
+    parser.add_argument("--dial", type=float, help="0 = the unmodified model, 1 = the whole schedule")
+    parser.add_argument("--windows", type=int, default=16, help="windows of 256 tokens, at most (default: 16)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+
+
+def _heads(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from proloc.explaining.heads import view_head
+    from proloc.report.heads import print_head
+    from proloc.text import builtin_text, read_file
+
+    text = builtin_text() if arguments.text is None else read_file(arguments.text)
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("windows", total=None)
+        found = view_head(
+            arguments.model,
+            text,
+            arguments.layer,
+            arguments.head,
+            dial=arguments.dial,
+            max_windows=arguments.windows,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    print_head(found, Console())
+    if arguments.json is not None:
+        write_out(arguments.json, found.model_dump_json(indent=1) + "\n")
+    return 0

@@ -67,8 +67,7 @@ def explain(
         raise ProlocError(f"ablations is {ablations}; a rank correlation needs 8 or more.")
     if isinstance(model, str):
         name, tokenizer = model, load_tokenizer(model)
-        model, own = load_localised(name, schedule)
-        blocks = "sentence" if blocks is None and not own else blocks
+        model = load_localised(name, tokenizer, schedule)
     elif tokenizer is None:
         raise ProlocError("a model that is not given by name needs its tokenizer.")
     elif schedule is not None:

@@ -93,6 +93,50 @@ class PassageFaithfulness(Part):
     passes: float
 
 
+class HeadEdge(Part):
+    """One block reading another through one head.
+
+    Attributes:
+        window: of the text.
+        mass: attention to the tokens of the block read, sinks left out, mean over the tokens of the reading one.
+        loss_change: of what the reading block predicts, nats per token, when this head loses this edge alone.
+    """
+
+    window: int
+    query_block: int
+    key_block: int
+    mass: float
+    loss_change: float
+    query_text: str
+    key_text: str
+
+
+class HeadView(Part):
+    """Where one head looks in a text.
+
+    Attributes:
+        loss: nats per token over all windows.
+        loss_cut: the same without any edge of this head to an earlier block.
+        blocks_read: effective number of blocks that attention reads, by layer, mean over heads and tokens.
+        edges: strongest first.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    versions: dict[str, str]
+    localities: list[float]
+    dial: float
+    blocks: str
+    layer: int
+    head: int
+    windows: int
+    context: int
+    loss: float
+    loss_cut: float
+    blocks_read: list[float]
+    edges: list[HeadEdge]
+
+
 class Sampled(Part):
     """The ablations behind ``Faithfulness``: random ones, each source kept with probability one half.
 

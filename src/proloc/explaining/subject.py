@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from proloc.blocks import FixedBlocks, GivenBlocks, Partitioner, blocks_from_offsets, blocks_from_regex
+from proloc.blocks import GivenBlocks, Partitioner, SentenceBlocks, blocks_from_offsets, blocks_from_regex
 from proloc.errors import ProlocError
 from proloc.explaining.passage import Passage, count_units
 from proloc.hf import find_state, from_pretrained, localize
@@ -62,10 +62,11 @@ def named_schedule(name: str, num_layers: int) -> Schedule:
     return schedules[name]
 
 
-def load_localised(name: str, schedule: str | None = None) -> tuple[PreTrainedModel, bool]:
-    """A model by name, localised, in evaluation mode; and whether its blocks are its own, saved with it.
+def load_localised(name: str, tokenizer: Any, schedule: str | None = None) -> PreTrainedModel:
+    """A model by name, localised, in evaluation mode.
 
-    Without a schedule it is taken as it is: as it was saved, or unmodified.
+    Without a schedule it is taken as it is: as it was saved, or unmodified. One that was saved with blocks keeps them,
+    another one gets sentence blocks.
 
     Raises:
         ProlocError: no such model or schedule.
@@ -76,9 +77,9 @@ def load_localised(name: str, schedule: str | None = None) -> tuple[PreTrainedMo
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         chosen = named_schedule(schedule or "distributed", layers)
         state = find_state(model) if saved else None
-        blocks: Partitioner = FixedBlocks(1) if state is None else state.blocks
+        blocks: Partitioner = SentenceBlocks(tokenizer) if state is None else state.blocks
         model = localize(model, chosen, blocks, sinks=1 if state is None else state.sinks)
-    return model.eval(), saved
+    return model.eval()
 
 
 def _config(name: str) -> Any:

@@ -55,7 +55,7 @@ def reading(summary: FaithfulnessSummary) -> str:
     return (
         "LDS: rank correlation, over random ablations, of the log-probability a method foretells and the true one. "
         f"Means over passages with {summary.confidence:.0%} bootstrap intervals; gains and changes are paired with the "
-        f"same passages under {summary.reference}. Found: share of passages whose strongest block is the one that holds "
+        f"same passages under {summary.reference}. Found: share of passages whose strongest block holds "
         "the answer."
     )
 
