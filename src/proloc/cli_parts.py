@@ -1,11 +1,15 @@
 """What several commands of the command line share."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from proloc.errors import ProlocError
+
+# One word with a separator in it, or with a short suffix.
+_LOOKS_LIKE_A_FILE = re.compile(r"\S*[/\\]\S*|\S+\.[A-Za-z]{1,4}")
 
 
 def add_command(
@@ -34,11 +38,17 @@ def write_out(path: Path, content: str) -> None:
 
 
 def text_of(text_or_file: str) -> str:
-    """The file's text where there is such a file, else the text itself."""
+    """The file's text where there is such a file, else the text itself, unless it looks like a file's name."""
     from proloc.text import read_file
 
     try:
         is_file = Path(text_or_file).is_file()
     except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
         is_file = False
-    return read_file(Path(text_or_file)) if is_file else text_or_file
+    if is_file:
+        return read_file(Path(text_or_file))
+    if _LOOKS_LIKE_A_FILE.fullmatch(text_or_file):
+        raise ProlocError(
+            f"there is no file {text_or_file}; if you mean these characters as a text, put a space behind."
+        )
+    return text_or_file

@@ -1,4 +1,4 @@
-"""Training: the Hugging Face Trainer with a locality penalty, normalised exactly like the cross-entropy."""
+"""Training: the Hugging Face Trainer with a locality penalty and a teacher, normalised like the cross-entropy."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from proloc.errors import ProlocError
-from proloc.hf import Recorder, find_state, recording
-from proloc.penalty import LowFidelity
+from proloc.hf import Recorder, find_state, recording, set_dial
+from proloc.objective import DialSampler, Distillation
+from proloc.penalty import Penalty
 
 IGNORED_LABEL = -100
 
@@ -17,25 +18,37 @@ IGNORED_LABEL = -100
 class LocalityTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that adds ``penalty`` to the loss of a localised model; everything else is the Trainer's.
 
-    The penalty is summed over the queries that have a target and divided by the number of targets of the whole
-    (accumulated, distributed) batch, as the cross-entropy is, so that accumulation does not change it. Both parts are
-    logged: ``cross_entropy`` and ``penalty``, per token, averaged over the logged steps. Evaluation's ``eval_loss``
-    is the cross-entropy alone.
+    Penalty and distillation are summed over the queries that have a target and divided by the number of targets of the
+    whole (accumulated, distributed) batch, as the cross-entropy is, so that accumulation does not change them. All
+    parts are logged: ``cross_entropy``, ``penalty`` and ``distillation``, per token, averaged over the logged steps.
+    Evaluation's ``eval_loss`` is the cross-entropy alone.
 
     Args:
-        penalty: None trains on the cross-entropy alone; the dial then does all the work.
+        penalty: one of ``proloc.penalty``; None trains without one; the dial then does all the work.
+        distillation: a teacher whose divergence takes the place of a part of the cross-entropy.
+        dials: where the dial stands at every optimiser step; None = where it was left.
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, or reentrant checkpointing would drop the penalty's gradient.
+        ProlocError: the model is not localised, the penalty does not fit it, or reentrant checkpointing would drop the
+            penalty's gradient.
     """
 
-    def __init__(self, *args: Any, penalty: LowFidelity | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        penalty: Penalty | None = None,
+        distillation: Distillation | None = None,
+        dials: DialSampler | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.penalty = penalty
-        self._parts = [0.0, 0.0]
+        self.penalty, self.distillation, self.dials = penalty, distillation, dials
+        self._parts: dict[str, float] = {}
         self._noted_until: int | None = None
-        find_state(self.model)  # raises here rather than in the first step
+        state = find_state(self.model)  # raises here rather than in the first step
+        if penalty is not None:
+            penalty.check(len(state.localities), self.model.config.get_text_config(decoder=True).num_attention_heads)
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if penalty is not None and self.args.gradient_checkpointing and reentrant:
             raise ProlocError(
@@ -47,15 +60,18 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         """The Trainer's step; recording goes on through the backward pass, where checkpointing runs layers again."""
         if self._noted_until is None:
             self._noted_until = self.state.global_step  # a resumed run starts later
+        if self.dials is not None:
+            set_dial(self.model, self.dials.at(self.state.global_step))
         with self._recording():
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = find_state(self.model).recorder
-        if self.penalty is None or active.wanted != "nothing":
+        in_all = self.penalty is not None and self.penalty.needs == "fidelity"
+        if self.penalty is None or active.wanted == self.penalty.needs or (active.wanted == "all" and in_all):
             return nullcontext(active)
-        return recording(self.model, "fidelity")
+        return recording(self.model, self.penalty.needs)
 
     def compute_loss(
         self,
@@ -64,49 +80,77 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy of the model plus the penalty."""
+        """Cross-entropy of the model, or its mixture with the teacher's divergence, plus the penalty."""
         labels = inputs.get("labels")  # the Trainer may take them out of the inputs
         with self._recording() as recorder:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            penalty = self._penalty(recorder, labels, num_items_in_batch)
-            self._note(loss, penalty, num_items_in_batch)
-            loss = loss + penalty
+            parts = {"cross_entropy": loss, **self._others(recorder, inputs, labels, outputs, num_items_in_batch)}
+            self._note(parts, num_items_in_batch)
+            if self.distillation is not None:
+                weight = self.distillation.weight
+                loss = (1 - weight) * loss + weight * parts["distillation"]
+            if self.penalty is not None:
+                loss = loss + parts["penalty"]
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, recorder: Recorder, labels: Tensor | None, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """The penalty per target of the whole batch."""
-        if self.penalty is None:
-            return torch.zeros(())
+    def _others(
+        self,
+        recorder: Recorder,
+        inputs: dict[str, Any],
+        labels: Tensor | None,
+        outputs: Any,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """The parts of the loss beside the cross-entropy, each per target of the whole batch, unweighted or as used."""
+        parts: dict[str, Tensor] = {}
+        if self.penalty is None and self.distillation is None:
+            return parts
         if labels is None:
-            raise ProlocError("the penalty needs labels, to know which queries have a target; the batch has none.")
-        localities = find_state(self.model).localities
-        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorder.fidelity]
-        if missing:
-            raise ProlocError(f"layers {missing} gave no fidelity, so they would not be penalised.")
+            raise ProlocError("penalty and distillation need labels, to know which queries have a target.")
         queries = queries_with_target(labels)
-        penalty = self.penalty.summed(recorder.fidelity, localities, queries)
-        if recorder.fidelity and not penalty.requires_grad:
+        if self.distillation is not None:
+            with self.accelerator.autocast():
+                parts["distillation"] = self.distillation.summed(
+                    outputs["logits"], inputs["input_ids"], inputs.get("attention_mask"), queries
+                )
+        if self.penalty is not None:
+            parts["penalty"] = self._penalty(self.penalty, recorder, queries)
+        return {name: self._per_target(total, queries, num_items_in_batch) for name, total in parts.items()}
+
+    def _penalty(self, penalty: Penalty, recorder: Recorder, queries: Tensor) -> Tensor:
+        """The penalty summed over queries, or an error where it would not act."""
+        localities = find_state(self.model).localities
+        recorded = recorder.recorded(penalty.needs)
+        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorded]
+        if missing:
+            raise ProlocError(f"layers {missing} gave no {penalty.needs}, so they would not be penalised.")
+        total = penalty.summed(recorder, localities, queries)
+        if recorded and not total.requires_grad:
             raise ProlocError(
                 "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
             )
-        if num_items_in_batch is None:
-            return penalty / queries.sum()
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return penalty * processes / num_items_in_batch
+        return total
 
-    def _note(self, cross_entropy: Tensor, penalty: Tensor, num_items_in_batch: Tensor | int | None) -> None:
+    def _per_target(self, total: Tensor, queries: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """A sum over queries as its share of the mean over the targets of the whole batch."""
+        if num_items_in_batch is None:
+            return total / queries.sum()
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total * processes / num_items_in_batch
+
+    def _note(self, parts: dict[str, Tensor], num_items_in_batch: Tensor | int | None) -> None:
         """Add one forward pass to the parts of the loss; without a count of the whole batch it is a mean of its own."""
         share = 1.0 if num_items_in_batch is not None else 1.0 / self.args.gradient_accumulation_steps
-        self._parts[0] += share * float(cross_entropy.detach())
-        self._parts[1] += share * float(penalty.detach())
+        for name, part in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + share * float(part.detach())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add both parts of the loss to what the trackers see."""
+        """Add the parts of the loss to what the trackers see."""
         steps = self.state.global_step - (self._noted_until or 0)
         if "loss" in logs and steps > 0:
-            logs["cross_entropy"], logs["penalty"] = (part / steps for part in self._parts)
-            self._parts, self._noted_until = [0.0, 0.0], self.state.global_step
+            logs |= {"penalty": 0.0} | {name: total / steps for name, total in self._parts.items()}
+            self._parts, self._noted_until = {}, self.state.global_step
         super().log(logs, *args, **kwargs)
 
 

@@ -266,3 +266,15 @@ def test_what_cannot_be_is_refused():
         proloc.cutting(model, torch.zeros(1, 1, 4, 4, dtype=torch.bool)),
     ):
         model(input_ids=passage.ids[None])
+
+
+def test_with_a_halo_a_block_comes_one_layer_nearer_for_every_block_of_distance():
+    """Home keys are what the flow graph goes by, not equal block ids."""
+    model = proloc.localize(tiny_model(), Uniform(value=1.0), proloc.FixedBlocks(8), halo=1)
+    passage = a_passage()
+    readout = read_out(model, passage)
+    reached = len(readout.enters)
+    assert readout.reaches.tolist() == [distance <= reached for distance in (4, 3, 2, 1)]
+    effects = Ablator(model, passage).leave_one_out()
+    assert np.abs(effects[~readout.reaches.numpy()]).max() < 1e-5
+    assert np.abs(effects[readout.reaches.numpy()]).min() > 1e-5

@@ -71,6 +71,10 @@ class Keys:
             self._local = Keys(ranges, lambda: self.relation()[..., held], windowed=self.windowed)
         return self._local
 
+    def unmasked(self, retain: float) -> bool:
+        """See ``KeyRanges.unmasked``; False where nothing is known but the matrix."""
+        return self.ranges is not None and self.ranges.unmasked(retain)
+
     def uniform(self) -> Tensor:
         """Share of the visible keys that are home or sink, ``[batch, query]``: the fidelity of uniform attention."""
         if self.ranges is not None:
@@ -84,8 +88,8 @@ class Keys:
         """The same on another device; its numbers keep their types, whatever else is asked for."""
         ranges = self.ranges
         if ranges is not None:
-            start, block, sinks = (part.to(device) for part in (ranges.visible_start, ranges.block_start, ranges.sinks))
-            ranges = KeyRanges(start, block, sinks, ranges.query_offset)
+            start, home, sinks = (part.to(device) for part in (ranges.visible_start, ranges.home_start, ranges.sinks))
+            ranges = KeyRanges(start, home, sinks, ranges.query_offset)
         held = None if self.held is None else self.held.to(device)
         cut = None if self.cut is None else CutKeys(self.cut.keys.to(device), self.cut.layers)
         return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held, cut=cut)

@@ -6,17 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from proloc.attention import flash, fused, reference, triton
+from proloc.attention import flash, flex, fused, reference, triton
 from proloc.attention.layout import KeyRanges
 from proloc.attention.result import Backend
 
-Fast = Literal["flash", "fused", "triton"]
+Fast = Literal["flash", "flex", "fused", "triton"]
 BACKENDS: dict[Fast, Backend] = {
     "flash": flash.attend_ranges,
+    "flex": flex.attend_ranges,
     "fused": fused.attend_ranges,
     "triton": triton.attend_ranges,
 }
-DEVICE: dict[Fast, str] = {"flash": "cpu", "fused": "cpu", "triton": "cuda"}
+DEVICE: dict[Fast, str] = {"flash": "cpu", "flex": "cuda", "fused": "cpu", "triton": "cuda"}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
@@ -54,7 +55,7 @@ def _largest_error(name: Fast, dtype: torch.dtype, retain: float) -> float:
     ranges = KeyRanges.from_blocks(opens.long().cumsum(1), sinks, start)
     oracle = _answers(reference.attend_ranges, [part.double() for part in qkv], ranges, retain)
     device = DEVICE[name]
-    moved = KeyRanges(ranges.visible_start.to(device), ranges.block_start.to(device), ranges.sinks.to(device))
+    moved = KeyRanges(ranges.visible_start.to(device), ranges.home_start.to(device), ranges.sinks.to(device))
     answers = (_answers(BACKENDS[name], [part.to(device) for part in qkv], moved, retain), oracle)
     errors = [(a.cpu().double() - b).abs().max() / b.abs().max() for a, b in zip(*answers, strict=True)]
     return float(torch.stack(errors).max())

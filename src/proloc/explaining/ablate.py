@@ -25,16 +25,17 @@ from proloc.hf.prefix import full_cache, last_logits, repeat_prefix
 How = Literal["cut", "removed"]
 Flags = NDArray[np.bool_]
 Values = NDArray[np.float64]
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One ablation: which sources are left out, and how many first tokens it leaves as they are."""
+    """One ablation: which sources are left out, how many first tokens stay as they are, and how many stay at all."""
 
     number: int
     left_out: Tensor
     prefix: int
+    length: int
 
 
 class Ablator:
@@ -98,7 +99,8 @@ class Ablator:
         keys = [row.tobytes() for row in wanted]
         new = {key: row for key, row in zip(keys, wanted, strict=True) if key not in self._known}
         rows = [self._row(number, torch.from_numpy(~row)) for number, row in enumerate(new.values())]
-        rows.sort(key=lambda row: (row.prefix, int(row.left_out.sum())))
+        # Cut rows of a batch start together, shortened ones are filled up to the longest: both should be alike there.
+        rows.sort(key=lambda row: row.prefix if self._how == "cut" else row.length)
         names, size = list(new), max(1, TOKENS_PER_BATCH // self._passage.read)
         for first in range(0, len(rows), size):
             batch = rows[first : first + size]
@@ -120,11 +122,11 @@ class Ablator:
         marked = self._passage.marked(left_out[None])[0].int()
         first = int(marked.argmax())
         if self._how == "removed":
-            return _Row(number, left_out, first)
+            return _Row(number, left_out, first, len(marked) - int(marked.sum()))
         # A block reads itself, so its own tokens are as they were; the next block is the first to miss it.
         unit = self._passage.units[first]
         after = (self._passage.units[: self._passage.read] > unit).int()
-        return _Row(number, left_out, int(after.argmax()))
+        return _Row(number, left_out, int(after.argmax()), len(marked))
 
     @torch.no_grad()
     def _compute(self, rows: list[_Row]) -> list[float]:

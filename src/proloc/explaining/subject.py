@@ -78,7 +78,8 @@ def load_localised(name: str, tokenizer: Any, schedule: str | None = None) -> Pr
         chosen = named_schedule(schedule or "distributed", layers)
         state = find_state(model) if saved else None
         blocks: Partitioner = SentenceBlocks(tokenizer) if state is None else state.blocks
-        model = localize(model, chosen, blocks, sinks=1 if state is None else state.sinks)
+        sinks, halo = (1, 0) if state is None else (state.sinks, state.halo)
+        model = localize(model, chosen, blocks, sinks=sinks, halo=halo)
     return model.eval()
 
 

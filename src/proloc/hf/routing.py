@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from proloc.attention import CutKeys, KeyRanges, Keys, Needs, choose
+from proloc.attention import CutKeys, KeyRanges, Keys, Needs, Wanted, choose, undialled_entropy
 from proloc.errors import ProlocError
-from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
+from proloc.hf.state import ATTRIBUTE, LocalityState, Recording, current_layout
 from proloc.hf.visibility import MaskRequest, visible_starts
 from proloc.locality import HIDDEN, Layout, relate
 
@@ -26,6 +26,11 @@ NOT_LOCALISED = (
     "that localize() returned, and load a saved one with proloc.from_pretrained(folder), or, for the plain model, with "
     "attn_implementation='sdpa'."
 )
+
+# What a backend must be able to measure for what is recorded; entropy needs a backend that has all statistics.
+STATISTICS: dict[Recording, Wanted] = {
+    "nothing": "nothing", "fidelity": "fidelity", "weights": "nothing", "entropy": "all", "all": "all",
+}  # fmt: skip
 
 # Arguments that reach an attention function and leave what it means as it is, or are already in the mask. Any other one
 # is refused: ignored, it could give wrong logits in silence (attention sinks, position biases, sparse indices ...).
@@ -80,9 +85,9 @@ def keys_mask(
     windowed = starts is not None and kwargs.get("local_size") is not None
     try:
         ranges = None if starts is None else KeyRanges.from_blocks(
-            layout.block_ids, layout.sinks, starts, request.q_offset - request.kv_offset
+            layout.block_ids, layout.sinks, starts, request.q_offset - request.kv_offset, halo=layout.halo
         )  # fmt: skip
-    except ProlocError:  # blocks that are not contiguous
+    except ProlocError:  # blocks that are not contiguous; with a halo, relation() refuses them
         ranges = None
     held = current.held
     if held is not None:
@@ -103,7 +108,7 @@ def _key_window(layout: Layout, start: int, length: int) -> Layout:
     if missing > 0:
         block_ids = torch.nn.functional.pad(block_ids, (0, missing), value=-1)
         sinks = torch.nn.functional.pad(sinks, (0, missing), value=False)
-    return Layout(block_ids, sinks)
+    return Layout(block_ids, sinks, layout.halo)
 
 
 def dialled_attention(
@@ -160,6 +165,7 @@ def dialled_attention(
         _check_local(state, layer, measured=wanted != "nothing" or recorder.wants_weights)
         keys = keys.local()
     query, key, value = _of_one_type(query, key, value)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     choice = choose(
         state.requested,
         Needs(
@@ -167,12 +173,13 @@ def dialled_attention(
             dtype=query.dtype,
             queries=query.shape[2],
             keys=key.shape[2],
-            wanted=wanted,
-            weights=state.weights_asked_for or recorder.wants_weights,
+            wanted=STATISTICS[wanted],
+            weights=state.weights_asked_for or recorder.wants_weights or wanted == "weights",
             dropout=dropout > 0.0,
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(state.retain[layer])),
         ),
     )
     attention = choice.attend(
@@ -181,16 +188,19 @@ def dialled_attention(
         value,
         choice.keys_for(keys),
         state.retain[layer],
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scaling=scaling,
         dropout=dropout,
         softcap=softcap,
-        wanted=wanted,
+        wanted="nothing" if wanted == "entropy" else STATISTICS[wanted],
     )
+    entropy = None
+    if wanted == "entropy":
+        entropy = undialled_entropy(choice.attend, attention, query, key, choice.keys_for(keys), scaling)
     if not torch.compiler.is_compiling():
         state.chosen[layer] = choice
     if wanted != "nothing":
         # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
-        recorder.record(layer, attention, keys)
+        recorder.record(layer, attention, keys, entropy)
     return attention.output, None if attention.weights is None else attention.weights.to(query.dtype)
 
 

@@ -5,22 +5,32 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from proloc.errors import ProlocError
 from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
+from proloc.study.config_blocks import ROLES, UNTHRESHOLDED, BlocksSection
+from proloc.study.section import Section
 
 REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
-BlocksOf = Literal["semantic", "fixed", "random"]
+PenaltyKind = Literal["fidelity", "group", "entropy", "kl"]
+Targets = float | list[float] | list[list[float]]
+Position = Annotated[float, Field(ge=0.0, le=1.0)]
 
-
-class Section(BaseModel):
-    """A part of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+# What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
+OVERRIDABLE = (
+    "halo",
+    "sinks",
+    "sink_token",
+    "penalty",
+    "training.dial",
+    "training.distil",
+    "training.temperature",
+    "training.teacher",
+)
 
 
 class TextSection(Section):
@@ -42,33 +52,14 @@ class TextSection(Section):
     """The last share of the tokens, never tuned on."""
     max_held_out_windows: int | None = Field(default=None, ge=1)
     """Evaluate on at most this many windows, spread evenly over the held-out part; None = all."""
+    max_train_windows: int | None = Field(default=None, ge=1)
+    """Tune on at most this many windows, spread evenly over the rest; None = all."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "TextSection":
         given = [name for name in ("file", "dataset", "builtin") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of file, dataset and builtin, not {given or 'none'}")
-        return self
-
-
-class BlocksSection(Section):
-    """The semantic partitioner; the controls "fixed" and "random" are matched to its block lengths."""
-
-    kind: Literal["sentence", "drift", "fixed"] = "drift"
-    """"sentence" closes a block at a sentence end, "drift" when the topic has moved, "fixed" by length."""
-    mean_length: float | None = Field(default=None, gt=1)
-    """Wanted mean length in tokens for "drift" (calibrated on the training text) and "fixed"."""
-    min_length: int = Field(default=8, ge=1)
-    """No block is closed before it has this many tokens ("sentence", "drift")."""
-    max_length: int | None = Field(default=None, ge=1)
-    """A block is closed at this many tokens at the latest ("sentence", "drift"); None = 4 * mean_length for "drift"."""
-
-    @model_validator(mode="after")
-    def _mean_length_fits(self) -> "BlocksSection":
-        if self.kind != "sentence" and self.mean_length is None:
-            raise ValueError(f'blocks of kind "{self.kind}" need mean_length')
-        if self.kind == "sentence" and self.mean_length is not None:
-            raise ValueError('blocks of kind "sentence" take min_length, not mean_length')
         return self
 
 
@@ -91,20 +82,44 @@ class TrainingSection(Section):
     lora_rank: int | None = Field(default=None, ge=1)
     """Tune low-rank adapters of this rank on all linear layers (needs peft); None = all weights."""
     gradient_checkpointing: bool = False
+    dial: Literal["sampled"] | Position | list[Position] = 1.0
+    """Where the dial stands while modes "hard" and "both" tune: a position for all steps, "sampled" = drawn uniformly
+    from [0, 1] for every optimiser step, or a list of positions to draw from. A model tuned at a position is measured
+    there, one tuned at many at 1."""
+    distil: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Weight w of a frozen undialled teacher: the loss is (1 - w) * cross-entropy + w * KL(teacher || student)."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Divides the logits of teacher and student; their KL is multiplied by its square."""
+    teacher: Literal["base", "distributed"] = "base"
+    """"base": the model before tuning; "distributed": the reference tuned with the same seed, which then runs first."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
     twentieth of the run); None = every tenth of the run."""
-    report_to: list[str] = []
+    report_to: list[str] = Field(default=[])
     """Trackers of transformers' Trainer, for example ["tensorboard"]."""
 
 
 class PenaltySection(Section):
-    """The low-fidelity constraint of modes "soft" and "both"."""
+    """What modes "soft" and "both" add to the cross-entropy; all kinds read attention as it was before the dial."""
 
-    phi: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Wanted fidelity."""
+    kind: PenaltyKind = "fidelity"
+    """"fidelity": the low-fidelity constraint; "group": sparsity over away blocks (writes attention out, slow);
+    "entropy": bits above a target; "kl": what the dial would move."""
+    phi: Targets = 0.5
+    """Wanted fidelity ("fidelity"): a number, one for each layer, or one for each head of each layer."""
+    target_bits: Targets = 2.0
+    """Wanted entropy in bits ("entropy"), likewise."""
     weight: float = Field(default=0.1, ge=0.0)
-    """Nats per token for each unit of missing fidelity."""
+    """Nats per token for each unit of the penalty: missing fidelity, away mass, bits, or nats of divergence."""
+
+    @model_validator(mode="after")
+    def _target_of_its_kind(self, info: ValidationInfo) -> "PenaltySection":
+        if info.context is not None:  # a condition that overrides the kind need not take back the study's target
+            return self
+        for key, kind in (("phi", "fidelity"), ("target_bits", "entropy")):
+            if key in self.model_fields_set and self.kind != kind:
+                raise ValueError(f'{key} belongs to a penalty of kind "{kind}", and this one is "{self.kind}"')
+        return self
 
 
 class ExplainSection(Section):
@@ -138,22 +153,35 @@ class Condition(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     schedule: dict[str, Any]
     """For example {kind = "polynomial", beta = 5}."""
-    blocks: BlocksOf = "semantic"
+    blocks: str = "semantic"
+    """"semantic"; its controls "fixed" (same mean length) and "random" (same lengths, one draw for all seeds); or the
+    NAME of a ``[partitioners.NAME]``."""
     mode: Mode | None = None
     """None = the study's mode."""
-    sinks: int | None = Field(default=None, ge=0)
-    """None = the study's sinks."""
+    override: dict[str, Any] = Field(default={})
+    """What this condition does otherwise than the study, for example {penalty.phi = 0.3, halo = 1}; it can change
+    halo, sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
 
     @field_validator("schedule")
     @classmethod
     def _is_a_schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
         return schedule_to_dict(schedule_from_dict(value))
 
+    @field_validator("override")
+    @classmethod
+    def _is_overridable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, part in value.items():
+            names = [f"{key}.{name}" for name in part] if isinstance(part, dict) else [key]
+            wrong = [name for name in names if name not in OVERRIDABLE and key not in OVERRIDABLE]
+            if wrong:
+                raise ValueError(f"a condition cannot override {wrong[0]!r}; choose from {', '.join(OVERRIDABLE)}")
+        return value
+
     def build(self) -> Schedule:
         return schedule_from_dict(self.schedule)
 
 
-def _standard(name: str, schedule: Schedule, blocks: BlocksOf = "semantic") -> Condition:
+def _standard(name: str, schedule: Schedule, blocks: str = "semantic") -> Condition:
     return Condition(name=name, schedule=schedule_to_dict(schedule), blocks=blocks)
 
 
@@ -182,18 +210,37 @@ class StudyConfig(Section):
     """"builtin", "smollm2-135m", a folder or a Hub id."""
     text: TextSection
     blocks: BlocksSection
+    partitioners: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], BlocksSection] = Field(default={})
+    """More of them, for conditions that name them: tables ``[partitioners.NAME]`` with the keys of ``[blocks]``."""
+    match: Literal["training", "held_out"] = "training"
+    """The windows on which block lengths are calibrated and matched. "held_out" gives every partitioner the same mean
+    length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
     explain: ExplainSection | None = None
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
-    """That many first tokens of a window can always be read."""
+    """That many first tokens of a window's text can always be read."""
+    halo: int = Field(default=0, ge=0)
+    """That many blocks before a token's own are home as well."""
+    sink_token: bool = False
+    """Put one more token in front of every window, which can always be read and whose embedding is tuned: the
+    tokenizer's BOS, else its EOS. Text and targets stay the same."""
+    dials: list[Position] = Field(default=[])
+    """Measure every tuned model at these positions of the dial too."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
     keep_models: bool = False
     """Keep the tuned model of every run, with tokenizer and model card, in ``runs/<condition>-seed<seed>/model``."""
-    conditions: list[Condition] = list(STANDARD_CONDITIONS.values())
+    conditions: list[Condition] = Field(default=list(STANDARD_CONDITIONS.values()))
     """Names of standard conditions, or tables of your own; "distributed" is always needed, as the reference."""
+
+    @field_validator("partitioners", mode="after")
+    @classmethod
+    def _new_names(cls, value: dict[str, BlocksSection]) -> dict[str, BlocksSection]:
+        if taken := [name for name in value if name in ROLES]:
+            raise ValueError(f"{taken[0]!r} always means what [blocks] makes of it; give your partitioner another name")
+        return value
 
     @field_validator("conditions", mode="before")
     @classmethod
@@ -215,7 +262,9 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _comparable(self) -> "StudyConfig":
+    def _comparable(self, info: ValidationInfo) -> "StudyConfig":
+        if info.context is not None:  # the study as one condition sees it
+            return self
         names = [condition.name for condition in self.conditions]
         for what, items in (("conditions", names), ("seeds", self.seeds)):
             if len(set(items)) != len(items):
@@ -223,15 +272,67 @@ class StudyConfig(Section):
         if REFERENCE not in names:
             raise ValueError(f'conditions need "{REFERENCE}", the reference of every comparison')
         reference, standard = self.conditions[names.index(REFERENCE)], STANDARD_CONDITIONS[REFERENCE]
-        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks):
+        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks) or reference.override:
             raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
+        for condition in self.conditions:
+            self._check(condition)
         return self
+
+    @model_validator(mode="after")
+    def _partitioners_can_be_built(self) -> "StudyConfig":
+        if self.blocks.kind == "random":
+            raise ValueError('[blocks] cannot be of kind "random": it has no lengths of its own')
+        for name, section in {"semantic": self.blocks, **self.partitioners}.items():
+            if section.kind not in (*UNTHRESHOLDED, "random") and self.mean_length_of(section) is None:
+                raise ValueError(f'blocks of kind "{section.kind}" ({name}) need mean_length')
+        firm = [*ROLES, *(name for name, section in self.partitioners.items() if section.kind != "random")]
+        for name, section in self.partitioners.items():
+            if section.like is not None and section.like not in firm:
+                raise ValueError(f"{name} cannot be like {section.like!r}; choose from {', '.join(firm)}")
+        names = [*ROLES, *self.partitioners]
+        for condition in self.conditions:
+            if condition.blocks not in names:
+                raise ValueError(
+                    f'"{condition.name}" has blocks {condition.blocks!r}; choose from {", ".join(names)}, or describe '
+                    "them in [partitioners.NAME]"
+                )
+        return self
+
+    def mean_length_of(self, section: BlocksSection) -> float | None:
+        """Wanted tokens per block: the section's own, else that of [blocks]; None = as the text makes them."""
+        free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
+        return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
+
+    def _check(self, condition: Condition) -> None:
+        """What no key alone can tell; an override that is not right raises too."""
+        seen = self.of(condition)
+        if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
+            raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
+        taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
+        if taught and self.sink_token and not seen.sink_token:
+            raise ValueError(
+                f"condition {condition.name!r} has no sink_token, but its teacher has; leave that override out"
+            )
+
+    def of(self, condition: Condition) -> "StudyConfig":
+        """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
+        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
+        for key, value in condition.override.items():
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+        if condition.name == REFERENCE:
+            data["training"] |= {"dial": 1.0, "distil": 0.0}
+        try:
+            return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
+        except ValidationError as error:
+            raise ValueError(f"condition {condition.name!r}: {_first_problem(error)}".rstrip(".")) from error
+
+    def taught_by_reference(self) -> list[Condition]:
+        """The conditions whose teacher is the tuned reference."""
+        seen = [(each, self.of(each).training) for each in self.conditions]
+        return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
-
-    def sinks_of(self, condition: Condition) -> int:
-        return self.sinks if condition.sinks is None else condition.sinks
 
 
 def load_config(path: str | Path) -> StudyConfig:
@@ -280,6 +381,7 @@ def describe_keys() -> str:
         ("", StudyConfig),
         ("text", TextSection),
         ("blocks", BlocksSection),
+        ("partitioners.NAME", BlocksSection),
         ("training", TrainingSection),
         ("penalty", PenaltySection),
         ("explain", ExplainSection),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proloc.errors import ProlocError
-from proloc.study.config import Condition, StudyConfig
+from proloc.study.config import REFERENCE, Condition, StudyConfig
 from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
 from proloc.study.text import digest, read_text
 
@@ -26,27 +26,37 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
     """Everything that can be known before long work; what is known of the model.
 
     Raises:
-        ProlocError: the model, the text, a schedule or the folder is not right; nothing was written.
+        ProlocError: the model, the text, a schedule, the penalty or the folder is not right; nothing was written.
     """
-    from proloc.hf.models import model_facts
+    from proloc.hf.models import load_tokenizer, model_facts
+    from proloc.study.penalty import build_penalty
+    from proloc.study.windows import sink_token_of
 
     text_sha256 = digest(read_text(config.text))
     if (folder / "study.json").is_file():
         _check_same_study(config, load_study(folder)[0], text_sha256, folder)
     facts = model_facts(config.model)
-    if facts.max_context is not None and config.training.context > facts.max_context:
-        raise ProlocError(
-            f"the context is {config.training.context} tokens; {config.model} was made for at most {facts.max_context}."
-        )
+    longest = config.training.context + int(any(config.of(each).sink_token for each in config.conditions))
+    if facts.max_context is not None and longest > facts.max_context:
+        raise ProlocError(f"the context is {longest} tokens; {config.model} was made for at most {facts.max_context}.")
     for condition in config.conditions:
         condition.build().localities(facts.num_layers)
-    _check_room(folder, facts.num_parameters, _models_to_keep(config, folder))
+        build_penalty(config.of(condition).penalty).check(facts.num_layers, facts.num_heads)
+        if config.of(condition).sink_token:
+            sink_token_of(load_tokenizer(config.model))
+    teachers = len(config.seeds) if config.taught_by_reference() else 0
+    _check_room(folder, facts.num_parameters, _models_to_keep(config, folder) + teachers)
     return facts
 
 
 def model_folder(folder: Path, condition: str, seed: int) -> Path:
     """Where a study keeps the tuned model of a run."""
     return folder / "runs" / run_name(condition, seed) / "model"
+
+
+def teacher_folder(folder: Path, seed: int) -> Path:
+    """Where a study keeps the tuned reference of a seed while it teaches."""
+    return folder / "teachers" / run_name(REFERENCE, seed)
 
 
 def comparable(config: StudyConfig) -> dict[str, Any]:
@@ -58,13 +68,7 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         flat |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat | {f"conditions.{each.name}": _comparable_condition(each) for each in config.conditions}
-
-
-def _comparable_condition(condition: Condition) -> dict[str, Any]:
-    """Without what it does not say: older folders have no such keys."""
-    unsaid = {"sinks"} if condition.sinks is None else set()
-    return condition.model_dump(mode="json", exclude=unsaid)
+    return flat | {f"conditions.{each.name}": each.model_dump(mode="json") for each in config.conditions}
 
 
 def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str, folder: Path) -> None:
@@ -72,7 +76,7 @@ def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str,
     ours, theirs = comparable(config), found.config
     keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")} - FREE_KEYS
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
-    changed = sorted(key for key in keys | shared if ours.get(key) != theirs.get(key))
+    changed = sorted(key for key in keys | shared if ours.get(key) != _with_defaults(key, theirs))
     if not changed and found.text.get("sha256", text_sha256) != text_sha256:
         changed = ["the content of the text"]
     if changed:
@@ -80,6 +84,19 @@ def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str,
             f"{folder} holds results of another configuration (different: {', '.join(changed)}); "
             "choose another folder with --out, or remove that one."
         )
+
+
+def _with_defaults(key: str, found: dict[str, Any]) -> Any:
+    """A value of an older folder, with the default of what its version did not know yet."""
+    if key.startswith("conditions."):
+        known = {name: field.get_default(call_default_factory=True) for name, field in Condition.model_fields.items()}
+        return {**{name: value for name, value in known.items() if name not in ("name", "schedule")}, **found[key]}
+    if key in found:
+        return found[key]
+    section, _, name = key.rpartition(".")
+    kind = StudyConfig.model_fields[section].annotation if section else StudyConfig
+    fields = getattr(kind, "model_fields", {})  # a table of named things has none, and no defaults
+    return fields[name].get_default(call_default_factory=True) if name in fields else None
 
 
 def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
@@ -96,6 +113,17 @@ def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
     if wider != found:
         save_record(folder / "study.json", wider)
     return wider
+
+
+def in_stages(
+    config: StudyConfig, folder: Path, pending: list[tuple[Condition, int]]
+) -> list[list[tuple[Condition, int]]]:
+    """Pending runs in the order of their needs: references that teach first, again where their model is gone."""
+    taught = {condition.name for condition in config.taught_by_reference()}
+    seeds = [seed for seed in config.seeds if any(one.name in taught and theirs == seed for one, theirs in pending)]
+    reference = next(condition for condition in config.conditions if condition.name == REFERENCE)
+    first = [(reference, seed) for seed in seeds if not teacher_folder(folder, seed).is_dir()]
+    return [stage for stage in (first, [each for each in pending if each not in first]) if stage]
 
 
 def _models_to_keep(config: StudyConfig, folder: Path) -> int:

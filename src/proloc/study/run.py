@@ -5,98 +5,102 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel
 
 from proloc.errors import ProlocError
 from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
 from proloc.hf.card import add_figures
 from proloc.hf.models import load_model, load_tokenizer
-from proloc.penalty import LowFidelity
 from proloc.schedule import Uniform
-from proloc.study.config import Condition, StudyConfig
-from proloc.study.faithful import explain_run
-from proloc.study.plan import model_folder
+from proloc.study.config import REFERENCE, STANDARD_CONDITIONS, Condition, StudyConfig
+from proloc.study.faithful import Reading, explain_run
+from proloc.study.plan import model_folder, teacher_folder
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
+    DialMetrics,
     Metrics,
     PerHead,
     RunResult,
     Sample,
     SampleLayer,
     Training,
-    TrainingPoint,
-    run_name,
 )
 from proloc.study.text import describe_source
-from proloc.training import LocalityTrainer
+from proloc.study.tuning import OnProgress, teacher_of, tune
+from proloc.study.windows import Windows, make_windows, sink_token_of
 from proloc.versions import versions
 
 SAMPLE_TOKENS = 112
-OnProgress = Callable[[str, int, int], None]
-
-
-class Windows(Dataset[dict[str, Tensor]]):
-    """Training windows with their blocks; every token but the first is a target."""
-
-    def __init__(self, ids: Tensor, block_ids: Tensor) -> None:
-        self.ids, self.block_ids = ids, block_ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, row: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[row], "labels": self.ids[row], "block_ids": self.block_ids[row]}
-
-
-class _Report(TrainerCallback):  # type: ignore[misc]
-    """Passes optimiser steps on to a progress bar."""
-
-    def __init__(self, progress: OnProgress) -> None:
-        self.progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress("tuning", state.global_step, state.max_steps)
 
 
 def baseline(config: StudyConfig, prepared: Prepared, progress: OnProgress) -> Metrics:
     """The unmodified model on the held-out windows, measured with the semantic blocks."""
+    blocks = prepared.blocks("semantic", 0)
     model = localize(
-        load_model(config.model), Uniform(value=0.0), prepared.partitioners["semantic"], sinks=config.sinks
+        load_model(config.model), Uniform(value=0.0), blocks.partitioner, sinks=config.sinks, halo=config.halo
     )
-    return _metrics(evaluate(model, prepared.held_out, progress=lambda *done: progress("measuring", *done)))
+    return _metrics(
+        evaluate(model, prepared.held_out, blocks.held_out, progress=lambda *done: progress("measuring", *done))
+    )
 
 
 def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, progress: OnProgress) -> RunResult:
-    """Tune and measure one condition with one seed; resumes from its last checkpoint if there is one.
+    """Measure one condition, tune it with one seed and measure it again; resumes from its last checkpoint.
 
     Args:
         folder: of the study; the prepared windows are read from it, checkpoints are kept in it while the run lasts.
         progress: called with the phase ("tuning", "measuring", "explaining"), what is done and what is to do.
     """
     started = datetime.now(UTC)
+    teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
+    study, config = config.of(STANDARD_CONDITIONS[REFERENCE]), config.of(condition)
     prepared = load_prepared(folder)
-    partitioner = prepared.partitioners[condition.blocks]
-    model = localize(load_model(config.model), condition.build(), partitioner, sinks=config.sinks_of(condition))
-    mode = config.mode_of(condition)
-    set_dial(model, 0.0 if mode == "soft" else 1.0)
-    train_blocks, held_blocks = partitioner(prepared.train), partitioner(prepared.held_out)
-    tuned, log = _tune(folder, config, condition, seed, model, Windows(prepared.train, train_blocks), progress)
-    result = evaluate(
-        tuned, prepared.held_out, held_blocks, progress=lambda done, total: progress("measuring", done, total)
+    blocks = prepared.blocks(condition.blocks, seed)
+    model = localize(
+        load_model(config.model),
+        condition.build(),
+        blocks.partitioner,
+        sinks=config.sinks + int(config.sink_token),
+        halo=config.halo,
     )
-    if not math.isfinite(result.loss):
-        raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
+    position = _position(config, condition)
+    sink_token = sink_token_of(load_tokenizer(config.model)) if config.sink_token else None
+    train = make_windows(prepared.train, blocks.train, sink_token)
+    held_out = make_windows(prepared.held_out, blocks.held_out, sink_token)
+
+    def measured(localised: PreTrainedModel, dial: float) -> Evaluation:
+        set_dial(localised, dial)
+        found = evaluate(
+            localised,
+            held_out.ids,
+            held_out.block_ids,
+            leading=held_out.leading,
+            progress=lambda done, total: progress("measuring", done, total),
+        )
+        if not math.isfinite(found.loss):
+            raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
+        return found
+
+    untuned = measured(model, position)
+    teacher = teacher_of(study, config, folder, seed)
+    tuned, log = tune(folder, config, condition, seed, model, train, teacher, progress)
+    others = [
+        DialMetrics(dial=dial, metrics=_metrics(measured(tuned, dial))) for dial in config.dials if dial != position
+    ]
+    result = measured(tuned, position)
+    at_dials = sorted([*others, DialMetrics(dial=position, metrics=_metrics(result))], key=lambda each: each.dial)
+    if teaches and not teacher_folder(folder, seed).is_dir():  # others may be reading it
+        _save(teacher_folder(folder, seed), tuned)
     if config.explain is not None:
+        reading = Reading(
+            blocks=blocks.partitioner, held_out=blocks.held_out, num_sinks=study.sinks, sink_token=sink_token
+        )
         explain_run(
             folder,
             config,
@@ -105,6 +109,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             tuned,
             load_tokenizer(config.model),
             prepared,
+            reading,
             lambda done, total: progress("explaining", done, total),
         )
     if config.keep_models:
@@ -129,98 +134,36 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             log=log,
         ),
         metrics=_metrics(result),
-        sample=_sample(config, tuned, prepared) if seed == config.seeds[0] else None,
+        dials=at_dials if config.dials else None,
+        untuned=_metrics(untuned),
+        sample=_sample(config, tuned, held_out) if seed == config.seeds[0] else None,
     )
-
-
-def _tune(
-    folder: Path,
-    config: StudyConfig,
-    condition: Condition,
-    seed: int,
-    model: PreTrainedModel,
-    windows: Windows,
-    progress: OnProgress,
-) -> tuple[PreTrainedModel, list[TrainingPoint]]:
-    training = config.training
-    checkpoints = folder / "checkpoints" / run_name(condition.name, seed)
-    logging_steps = max(1, training.steps // 20)
-    # A checkpoint inside a log interval would lose the interval's first part, and the log would differ after a resume.
-    save_steps = math.ceil((training.checkpoint_every or training.steps / 10) / logging_steps) * logging_steps
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, training.steps // 10),
-        bf16=training.precision == "bf16",
-        **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
-        logging_steps=logging_steps,
-        save_strategy="steps",
-        save_steps=save_steps,
-        save_total_limit=1,
-        report_to=training.report_to,
-        run_name=f"{config.name}/{run_name(condition.name, seed)}",
-        seed=seed,
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    # Adapters start from random numbers, so the seed must hold before they are made.
-    torch.manual_seed(seed)
-    trainable = _with_adapters(model, training.lora_rank) if training.lora_rank else model
-    soft = config.mode_of(condition) != "hard"
-    trainer = LocalityTrainer(
-        model=trainable,
-        args=arguments,
-        train_dataset=windows,
-        penalty=LowFidelity(phi=config.penalty.phi, weight=config.penalty.weight) if soft else None,
-        callbacks=[_Report(progress)],
-    )
-    trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
-    log = [
-        TrainingPoint(step=entry["step"], loss=entry["cross_entropy"], penalty=entry["penalty"])
-        for entry in trainer.state.log_history
-        if "cross_entropy" in entry
-    ]
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return (trainable.merge_and_unload() if training.lora_rank else model), log
 
 
 def _keep(
     folder: Path, config: StudyConfig, condition: Condition, seed: int, tuned: PreTrainedModel, result: Evaluation
 ) -> None:
-    """Save a tuned model with its tokenizer and card; the folder is whole or not there."""
+    """Save a tuned model with its tokenizer and card."""
     text = f"{describe_source(config.text)}, held-out part"
     add_figures(tuned, result, text=text, how=f"study {config.name}, {condition.name}, seed {seed}")
+    _save(folder, tuned, load_tokenizer(config.model))
+
+
+def _save(folder: Path, *parts: Any) -> None:
+    """Save a model, and perhaps its tokenizer, so that the folder is whole or not there."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    tuned.save_pretrained(partial)
-    load_tokenizer(config.model).save_pretrained(partial)
+    for part in parts:
+        part.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was made again
     partial.rename(folder)
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; one that a kill cut short is removed. The Trainer writes trainer_state.json last."""
-    for partial in folder.glob("checkpoint-*"):
-        if not (partial / "trainer_state.json").is_file():
-            shutil.rmtree(partial)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
-def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ProlocError('lora_rank needs the package peft: pip install "proloc[peft]".') from error
-    return get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+def _position(config: StudyConfig, condition: Condition) -> float:
+    """Where the dial stands when a tuned model is measured; tuned at many positions, it is measured at 1."""
+    if config.mode_of(condition) == "soft":
+        return 0.0
+    return config.training.dial if isinstance(config.training.dial, float) else 1.0
 
 
 def _metrics(result: Evaluation) -> Metrics:
@@ -228,6 +171,7 @@ def _metrics(result: Evaluation) -> Metrics:
         perplexity=result.perplexity,
         loss=result.loss,
         tokens=result.tokens,
+        window_losses=result.window_losses,
         fidelity_uniform=result.fidelity_uniform,
         mean_block_length=result.mean_block_length,
         **{name: _per_head(values) for name, values in result.statistics.items()},
@@ -240,14 +184,14 @@ def _per_head(values: list[list[float]]) -> PerHead:
 
 
 @torch.no_grad()
-def _sample(config: StudyConfig, model: PreTrainedModel, prepared: Prepared) -> Sample:
+def _sample(config: StudyConfig, model: PreTrainedModel, held_out: Windows) -> Sample:
     """Attention of an early and the last layer, mean over heads, on the first held-out tokens."""
     state, tokenizer = find_state(model), load_tokenizer(config.model)
-    ids = prepared.held_out[:1, :SAMPLE_TOKENS]
-    layout = state.layout(ids, None, None, None)
+    ids, block_ids = (part[:1, :SAMPLE_TOKENS] for part in (held_out.ids, held_out.block_ids))
+    layout = state.layout(ids, block_ids, None, None)
     layers = [len(state.localities) // 4, len(state.localities) - 1]
     with recording(model, keep_weights=True) as recorder:
-        model.eval()(input_ids=ids.to(model.device), use_cache=False)
+        model.eval()(input_ids=ids.to(model.device), block_ids=block_ids.to(model.device), use_cache=False)
         weights = {layer: recorder.weights[layer][0].mean(dim=0).double().cpu() for layer in dict.fromkeys(layers)}
     return Sample(
         tokens=[tokenizer.decode([token]) for token in ids[0].tolist()],
@@ -262,6 +206,7 @@ def _sample(config: StudyConfig, model: PreTrainedModel, prepared: Prepared) -> 
 
 def run_config(config: StudyConfig, condition: Condition, text_sha256: str | None) -> dict[str, Any]:
     """What decides a run's result beside its seed; the text's folder is left out, it differs between machines."""
+    config = config.of(condition)
     decisive = config.model_dump(mode="json", exclude={"conditions", "seeds", "name"})
     if config.text.file is not None:
         decisive["text"]["file"] = Path(config.text.file).name

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from proloc.errors import ProlocError
 from proloc.study.config import Condition, StudyConfig
-from proloc.study.plan import check, comparable, extend_plan
+from proloc.study.plan import check, comparable, extend_plan, in_stages
 from proloc.study.results import (
     PREPARED_FILE,
     RunResult,
@@ -83,11 +83,14 @@ def run_study(
             for seed in config.seeds
             if not _is_finished(run_path(folder, condition.name, seed), text_sha256)
         ]
+        stages = in_stages(config, folder, pending)
+        pending = [each for stage in stages for each in stage]
         kept = len(config.conditions) * len(config.seeds) - len(pending)
         processes = min(workers or _affordable_workers(facts.num_parameters), max(len(pending), 1))
-        failed = _run_all(config, folder, pending, processes, kept, progress)
+        failed = _run_all(config, folder, stages, processes, kept, progress)
     if not failed:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for while_running in ("checkpoints", "teachers"):
+            shutil.rmtree(folder / while_running, ignore_errors=True)
     return Outcome(ran=len(pending), kept=kept, failed=failed)
 
 
@@ -168,42 +171,51 @@ def _affordable_workers(parameters: int) -> int:
         return 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     each = BYTES_PER_PARAMETER * parameters + ACTIVATION_BYTES
-    return max(1, min(os.cpu_count() or 1, int(0.8 * memory / each)))
+    return max(1, min(_cores(), int(0.8 * memory / each)))
+
+
+def _cores() -> int:
+    """The cores that this process may use, where the system says so, else those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_all(
     config: StudyConfig,
     folder: Path,
-    pending: list[tuple[Condition, int]],
+    stages: list[list[tuple[Condition, int]]],
     processes: int,
     kept: int,
     progress: Progress,
 ) -> list[str]:
-    """Run everything pending; the names of the runs that failed."""
-    if not pending:
+    """Run everything pending, one stage after the other; the names of the runs that failed."""
+    num_pending = sum(len(stage) for stage in stages)
+    if not num_pending:
         return []
-    overall = progress.add_task("runs", total=kept + len(pending), completed=kept)
+    overall = progress.add_task("runs", total=kept + num_pending, completed=kept)
     bars: dict[str, TaskID] = {}
     failed = []
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, _cores() // processes)
     messages = context.Queue()
     with _pool(processes, context, (threads, messages)) as pool:
-        waiting: set[Future[RunResult]] = {
-            pool.submit(_work, folder, config, condition, seed) for condition, seed in pending
-        }
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2)
-            _show(messages, bars, progress)
-            for future in done:
-                result = _result(future)
-                name = run_name(result.condition, result.seed)
-                if result.status == "failed":
-                    failed.append(name)
-                    progress.console.print(f"[red]{name} failed:[/] {result.error}", highlight=False)
-                if name in bars:
-                    progress.remove_task(bars.pop(name))
-                progress.advance(overall)
+        for stage in stages:
+            waiting: set[Future[RunResult]] = {
+                pool.submit(_work, folder, config, condition, seed) for condition, seed in stage
+            }
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2)
+                _show(messages, bars, progress)
+                for future in done:
+                    result = _result(future)
+                    name = run_name(result.condition, result.seed)
+                    if result.status == "failed":
+                        failed.append(name)
+                        progress.console.print(f"[red]{name} failed:[/] {result.error}", highlight=False)
+                    if name in bars:
+                        progress.remove_task(bars.pop(name))
+                    progress.advance(overall)
     return sorted(failed)
 
 
