@@ -84,8 +84,9 @@ def check_explain(config: StudyConfig, prepared: Prepared, tokenizer: Any, max_c
         return
     semantic = prepared.blocks("semantic", 0)
     reading = Reading(blocks=semantic.partitioner, held_out=semantic.held_out, num_sinks=config.sinks)
-    longest = max(len(probe.passage.ids) for probe in make_probes(prepared, config.explain, tokenizer, reading))
-    if max_context is not None and longest >= max_context:
+    probes = make_probes(prepared, config.explain, tokenizer, reading)
+    longest = max((len(probe.passage.ids) for probe in probes if probe.true_source is not None), default=0)
+    if max_context is not None and longest >= max_context:  # a sink token may come on top
         raise ProlocError(
             f"the built-in questions have up to {longest} tokens; {config.model} was made for at most {max_context}: "
             "set explain.questions = 0."
