@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proloc.hf import cutting as cutting
     from proloc.hf import describe as describe
     from proloc.hf import dial as dial
+    from proloc.hf import dropping_blocks as dropping_blocks
     from proloc.hf import from_pretrained as from_pretrained
     from proloc.hf import localize as localize
     from proloc.hf import recording as recording
@@ -66,6 +67,7 @@ _HOME = {
         "cutting",
         "describe",
         "dial",
+        "dropping_blocks",
         "from_pretrained",
         "localize",
         "recording",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from proloc.errors import ProlocError
-from proloc.hf import Recorder, find_state, recording, set_dial
+from proloc.hf import Recorder, check_block_dropout, dropping_blocks, find_state, recording, set_dial
 from proloc.objective import DialSampler, Distillation
 from proloc.penalty import Penalty
 
@@ -27,11 +27,12 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         penalty: one of ``proloc.penalty``; None trains without one; the dial then does all the work.
         distillation: a teacher whose divergence takes the place of a part of the cross-entropy.
         dials: where the dial stands at every optimiser step; None = where it was left.
+        block_dropout: probability of hiding a block in a training step, see ``dropping_blocks``.
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, the penalty does not fit it, or reentrant checkpointing would drop the
-            penalty's gradient.
+        ProlocError: the model is not localised, the penalty does not fit it, ``block_dropout`` is no probability, or
+            reentrant checkpointing would drop the penalty's gradient.
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         penalty: Penalty | None = None,
         distillation: Distillation | None = None,
         dials: DialSampler | None = None,
+        block_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.penalty, self.distillation, self.dials = penalty, distillation, dials
+        check_block_dropout(block_dropout)
+        self.block_dropout = block_dropout
         self._parts: dict[str, float] = {}
         self._noted_until: int | None = None
         state = find_state(self.model)  # raises here rather than in the first step
@@ -62,7 +66,8 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             self._noted_until = self.state.global_step  # a resumed run starts later
         if self.dials is not None:
             set_dial(self.model, self.dials.at(self.state.global_step))
-        with self._recording():
+        dropping = dropping_blocks(self.model, self.block_dropout) if self.block_dropout else nullcontext()
+        with self._recording(), dropping:
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
 

@@ -1,6 +1,6 @@
 """The locality of one model: what its attention layers look up while they run."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,12 +30,14 @@ class Current:
         prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
         held: positions of the keys that hard layers still have (``LocalCache``); None = all.
         cut: edges that attention loses (``cutting``); None = it keeps them all.
+        dropped: keys of the blocks that block dropout drops, bool ``[batch, key]``; None = none.
     """
 
     layout: Layout
     prepared: bool = False
     held: Tensor | None = None
     cut: "Cut | None" = None
+    dropped: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class LocalityState:
         self.recorder = Recorder()
         self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
         self.cut: Cut | None = None
+        self.block_dropout = 0.0  # of forward passes in training mode
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
@@ -256,33 +259,30 @@ def recording(
 
 
 @contextmanager
-def cutting(model: nn.Module, edges: Tensor, layers: Iterable[int] | None = None) -> Iterator[None]:
-    """Take edges out of a localised model's attention inside a ``with`` block: an intervention, nothing is trained.
+def dropping_blocks(model: nn.Module, probability: float) -> Iterator[None]:
+    """Block dropout inside a ``with`` block, for forward passes in training mode (ours).
 
-    The query reads nothing of the key in these layers; the weights of what it still reads sum to 1 again. Edges are
-    told by positions in the text, so tokens that a cache holds count.
-
-    Args:
-        model: a localised model.
-        edges: bool ``[batch or 1, head or 1, text, text]``, True = the query (third axis) loses the key (fourth).
-        layers: where; None = in all.
+    With this probability a block is hidden, for one forward pass and in all layers with locality above 0, from the
+    queries it is away from. Own block, halo and sinks stay, so a layer with dial * lambda = 1 does not notice. It is
+    drawn by torch's generator. Attention over what is left is written out, which takes T x T memory.
 
     Raises:
-        ProlocError: not localised, no such layer, edges of another shape, or edges from a token to itself.
+        ProlocError: not localised, or a probability outside [0, 1].
     """
     state = find_state(model)
-    chosen = None if layers is None else frozenset(layers)
-    if chosen is not None and (wrong := sorted(chosen - set(range(len(state.localities))))):
-        raise ProlocError(f"there is no layer {wrong[0]}; the model has layers 0 to {len(state.localities) - 1}.")
-    if edges.dim() != 4 or edges.shape[2] != edges.shape[3] or edges.dtype != torch.bool:
-        raise ProlocError(f"edges must be bool [batch, head, text, text], not {edges.dtype} {tuple(edges.shape)}.")
-    if bool(edges.diagonal(dim1=2, dim2=3).any()):
-        raise ProlocError("a token cannot lose itself; leave the diagonal of the edges False.")
-    before, state.cut = state.cut, Cut(edges, chosen)
+    check_block_dropout(probability)
+    before = state.block_dropout
+    state.block_dropout = probability
     try:
         yield
     finally:
-        state.cut = before
+        state.block_dropout = before
+
+
+def check_block_dropout(probability: float) -> None:
+    """Raise a ProlocError unless the probability lies in [0, 1]."""
+    if not 0.0 <= probability <= 1.0:
+        raise ProlocError(f"block_dropout is {probability}; it must lie in [0, 1].")
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def tune(
         penalty=build_penalty(config.penalty) if soft else None,
         distillation=teacher,
         dials=_dials(training.dial, seed),
+        block_dropout=training.block_dropout,
         callbacks=[_Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
