@@ -3,17 +3,16 @@
 import argparse
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from proloc import __version__
+from proloc.cli_explain import add_explain, add_heads
+from proloc.cli_parts import add_command, text_of, write_out
 from proloc.errors import ProlocError
 
-# One word with a separator in it, or with a short suffix.
-_LOOKS_LIKE_A_FILE = re.compile(r"\S*[/\\]\S*|\S+\.[A-Za-z]{1,4}")
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -29,26 +28,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_generate(commands)
     _add_blocks(commands)
+    add_explain(commands)
+    add_heads(commands)
     _add_models(commands)
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    summary: str,
-    detail: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=detail, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "study",
         "tune a model under several localities and seeds, and report",
@@ -63,7 +50,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "report",
         "make the report of a study again",
@@ -74,7 +61,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "check",
         "show that a model, localised, is exactly what it says it is",
@@ -91,7 +78,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "generate",
         "continue a prompt with the dial where you want it",
@@ -108,7 +95,7 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "blocks",
         "show a text with its blocks in colour",
@@ -128,7 +115,7 @@ def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "models",
         "list models that need no hub, or install one",
@@ -170,9 +157,14 @@ def _show_report(folder: Path) -> None:
     from rich.console import Console
 
     from proloc.report import build_report, print_table
-    from proloc.study.results import load_study
+    from proloc.report.faithfulness import print_faithfulness
+    from proloc.study.faithful_statistics import summarise_faithfulness
+    from proloc.study.results import load_faithfulness, load_study
 
-    print_table(*load_study(folder), Console())
+    study, runs = load_study(folder)
+    print_table(study, runs, Console())
+    if explained := load_faithfulness(folder, study):
+        print_faithfulness(summarise_faithfulness(study.name, explained), Console())
     page = build_report(folder)
     print(f"\nThe report: {page.resolve()}\nIts numbers: {(folder / 'summary.json').resolve()}")
 
@@ -212,7 +204,7 @@ def _blocks(arguments: argparse.Namespace) -> int:
     from proloc.marking import mark_blocks
 
     marked = mark_blocks(
-        _text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
+        text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
     )
     if arguments.json:
         print(json.dumps(marked.to_json(), ensure_ascii=False))
@@ -223,32 +215,10 @@ def _blocks(arguments: argparse.Namespace) -> int:
 
         print_blocks(marked, Console())
     if arguments.html is not None:
-        from proloc.files import write_atomically
         from proloc.report.blocks import blocks_page
 
-        try:
-            write_atomically(arguments.html, blocks_page(marked))
-        except OSError as error:
-            raise ProlocError(f"cannot write the page {arguments.html}: {error.strerror or error}.") from error
-        print(f"The page: {arguments.html.resolve()}", file=sys.stderr)
+        write_out(arguments.html, blocks_page(marked))
     return 0
-
-
-def _text_of(text_or_file: str) -> str:
-    """The file's text where there is such a file, else the text itself, unless it looks like a file's name."""
-    from proloc.text import read_file
-
-    try:
-        is_file = Path(text_or_file).is_file()
-    except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
-        is_file = False
-    if is_file:
-        return read_file(Path(text_or_file))
-    if _LOOKS_LIKE_A_FILE.fullmatch(text_or_file):
-        raise ProlocError(
-            f"there is no file {text_or_file}; if you mean these characters as a text, put a space behind."
-        )
-    return text_or_file
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -125,6 +125,31 @@ class PenaltySection(Section):
         return self
 
 
+class ExplainSection(Section):
+    """What is measured of explanations after tuning, in every run; without this section, nothing is."""
+
+    passages: int = Field(default=16, ge=0)
+    """Held-out windows whose last tokens are explained."""
+    questions: int = Field(default=16, ge=0)
+    """Built-in questions whose answer stands in one known block."""
+    target_tokens: int = Field(default=16, ge=1)
+    """Tokens explained at the end of a held-out window."""
+    ablations: int = Field(default=64, ge=8)
+    """Random ablations that faithfulness is measured on."""
+    fitted: int = Field(default=32, ge=8)
+    """Other ablations that the linear surrogate and the weights of heads are fitted to."""
+    how: Literal["removed", "cut"] = "removed"
+    """"removed" takes a block's tokens out of the text, "cut" takes the edges to them out of attention."""
+    erasure: bool = True
+    """Also measure top-1 drop, comprehensiveness and sufficiency."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "ExplainSection":
+        if self.passages + self.questions == 0:
+            raise ValueError("give passages, questions or both")
+        return self
+
+
 class Condition(Section):
     """One way of making the model local."""
 
@@ -195,6 +220,7 @@ class StudyConfig(Section):
     length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
+    explain: ExplainSection | None = None
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
@@ -228,6 +254,15 @@ class StudyConfig(Section):
             if isinstance(name, str) and name not in STANDARD_CONDITIONS:
                 raise ValueError(f"there is no condition {name!r}; choose from {', '.join(STANDARD_CONDITIONS)}")
         return [STANDARD_CONDITIONS[each] if isinstance(each, str) else each for each in value]
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> "StudyConfig":
+        if self.explain is not None and self.explain.target_tokens >= self.training.context // 2:
+            raise ValueError(
+                f"explain.target_tokens = {self.explain.target_tokens} must be less than half of the context, "
+                f"{self.training.context}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _comparable(self, info: ValidationInfo) -> "StudyConfig":
@@ -352,6 +387,7 @@ def describe_keys() -> str:
         ("partitioners.NAME", BlocksSection),
         ("training", TrainingSection),
         ("penalty", PenaltySection),
+        ("explain", ExplainSection),
         ("conditions", Condition),
     ]
     lines: list[str] = []

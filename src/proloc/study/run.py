@@ -6,14 +6,12 @@ import platform
 import shutil
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-import proloc
 from proloc.errors import ProlocError
 from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
@@ -21,6 +19,7 @@ from proloc.hf.card import add_figures
 from proloc.hf.models import load_model, load_tokenizer
 from proloc.schedule import Uniform
 from proloc.study.config import REFERENCE, STANDARD_CONDITIONS, Condition, StudyConfig
+from proloc.study.faithful import Reading, explain_run
 from proloc.study.plan import model_folder, teacher_folder
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
@@ -35,6 +34,7 @@ from proloc.study.results import (
 from proloc.study.text import describe_source
 from proloc.study.tuning import OnProgress, teacher_of, tune
 from proloc.study.windows import Windows, make_windows, sink_token_of
+from proloc.versions import versions
 
 SAMPLE_TOKENS = 112
 
@@ -55,7 +55,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
 
     Args:
         folder: of the study; the prepared windows are read from it, checkpoints are kept in it while the run lasts.
-        progress: called with the phase ("tuning", "measuring"), what is done and what is to do.
+        progress: called with the phase ("tuning", "measuring", "explaining"), what is done and what is to do.
     """
     started = datetime.now(UTC)
     teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
@@ -97,6 +97,21 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     at_dials = sorted([*others, DialMetrics(dial=position, metrics=_metrics(result))], key=lambda each: each.dial)
     if teaches and not teacher_folder(folder, seed).is_dir():  # others may be reading it
         _save(teacher_folder(folder, seed), tuned)
+    if config.explain is not None:
+        reading = Reading(
+            blocks=blocks.partitioner, held_out=blocks.held_out, num_sinks=study.sinks, sink_token=sink_token
+        )
+        explain_run(
+            folder,
+            config,
+            condition,
+            seed,
+            tuned,
+            load_tokenizer(config.model),
+            prepared,
+            reading,
+            lambda done, total: progress("explaining", done, total),
+        )
     if config.keep_models:
         _keep(model_folder(folder, condition.name, seed), config, condition, seed, tuned, result)
     return RunResult(
@@ -197,17 +212,6 @@ def run_config(config: StudyConfig, condition: Condition, text_sha256: str | Non
         decisive["text"]["file"] = Path(config.text.file).name
     decisive["text"]["sha256"] = text_sha256
     return {**decisive, "condition": condition.model_dump(mode="json"), "mode": config.mode_of(condition)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    found = {"proloc": proloc.__version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate", "peft", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine() -> dict[str, str]:
