@@ -28,6 +28,7 @@ class Evaluation:
 
     Attributes:
         loss: cross-entropy in nats per predicted token.
+        window_losses: the same for every window, in their order, so that models can be compared window by window.
         tokens: predicted tokens; the first of a window is not predicted.
         statistics: ``[layer][head]`` by name, see ``STATISTICS``.
         fidelity_uniform: fidelity of uniform attention over the visible keys.
@@ -35,6 +36,7 @@ class Evaluation:
     """
 
     loss: float
+    window_losses: list[float]
     tokens: int
     statistics: dict[str, list[list[float]]]
     fidelity_uniform: float
@@ -85,26 +87,26 @@ def evaluate(
     if block_ids is None:
         block_ids = state.blocks(input_ids)
     averages = Averages(len(state.localities))
-    total = 0.0
     text = torch.arange(input_ids.shape[1]) >= leading
+    losses: list[Tensor] = []
     with _evaluating(model), recording(model, "all") as recorder:
         for start in range(0, len(input_ids), batch_size):
             rows = slice(start, start + batch_size)
             batch = input_ids[rows].to(model.device)
             logits = model(input_ids=batch, block_ids=block_ids[rows].to(model.device), use_cache=False).logits
-            total += float(
-                torch.nn.functional.cross_entropy(
-                    logits[:, leading:-1].flatten(0, 1).float(), batch[:, leading + 1 :].flatten(), reduction="sum"
-                )
+            nats = torch.nn.functional.cross_entropy(
+                logits[:, leading:-1].flatten(0, 1).float(), batch[:, leading + 1 :].flatten(), reduction="none"
             )
+            losses.append(nats.view(len(batch), -1).double().mean(dim=1).cpu())
             layers = [recorder.layers[layer] for layer in range(len(state.localities))]
             averages.add(layers, text.expand(batch.shape))
             if progress is not None:
                 progress(min(start + batch_size, len(input_ids)), len(input_ids))
-    tokens = input_ids.shape[0] * (input_ids.shape[1] - leading - 1)
+    per_window = torch.cat(losses)
     return Evaluation(
-        loss=total / tokens,
-        tokens=tokens,
+        loss=float(per_window.mean()),
+        window_losses=per_window.tolist(),
+        tokens=input_ids.shape[0] * (input_ids.shape[1] - 1),
         statistics={name: averages.per_head(name) for name in STATISTICS},
         fidelity_uniform=float(torch.tensor(averages.per_head("uniform")).mean()),
         mean_block_length=_mean_length(block_ids[:, leading:]),

@@ -75,9 +75,9 @@ def _of_length(partitioner: Partitioner, kind: str, ids: NDArray[np.int64], mean
     if isinstance(partitioner, FixedBlocks):
         return FixedBlocks(round(mean_length))
     if partitioner.threshold_range is None:
-        able = [name for name in KINDS if name not in {"sentence", "paragraph", "random"}]
+        able = [name for name in KINDS if name != "random"]
         raise ProlocError(
-            f"{kind} blocks are as long as the text makes them; a mean length can be had of {', '.join(able)}."
+            f"{kind} blocks are as long as the sentences of the text; a mean length can be had of {', '.join(able)}."
         )
     return calibrate(partitioner, [ids], mean_length)
 

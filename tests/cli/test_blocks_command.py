@@ -45,7 +45,7 @@ def test_every_kind_shows_the_whole_text_in_blocks(kind: str) -> None:
     assert ("not run inside a model" in page.text) != marked.causal
 
 
-@pytest.mark.parametrize("kind", ["fixed", "drift", "recruitment", "surprise", "changepoint"])
+@pytest.mark.parametrize("kind", ["fixed", "sentence", "paragraph", "drift", "recruitment", "surprise", "changepoint"])
 def test_a_mean_length_can_be_asked_for(kind: str) -> None:
     marked = mark_blocks(SAMPLE.read_text(), kind=kind, mean_length=70)
     assert 45 < sum(marked.lengths) / len(marked.lengths) < 100
@@ -95,7 +95,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys) -> None:
     [
         (["x", "--kind", "topic"], "no 'topic' blocks to show; choose one of fixed, random, sentence"),
         ([""], "text is empty"),
-        (["Some text.", "--kind", "sentence", "--mean-length", "9"], "a mean length can be had of fixed, drift"),
+        (["Some text.", "--kind", "random", "--mean-length", "9"], "a mean length can be had of fixed, sentence"),
         (["Some text.", "--kind", "drift", "--mean-length", "900"], "No threshold gives blocks of 900.0 tokens"),
         (["x", "--kind", "fixed", "--mean-length", "0"], "mean length .* not 0"),
         (["x", "--model", "nowhere/none"], "nowhere/none"),

@@ -74,7 +74,8 @@ def test_an_interrupted_run_resumes_from_its_checkpoint_to_the_same_numbers(stud
         run.run(tmp_path / "broken", config, quintic, 0, interrupt)
     steps = []
     resumed = run.run(tmp_path / "broken", config, quintic, 0, lambda phase, done, _: steps.append((phase, done)))
-    assert steps[0] == ("tuning", 3), "two steps were in the checkpoint"
+    tuned = [done for phase, done in steps if phase == "tuning"]
+    assert tuned == [3, 4], "two steps were in the checkpoint"
     assert resumed.metrics == straight.metrics
     assert resumed.training == straight.training
 

@@ -1,5 +1,6 @@
 """Delimiter blocks: a block closes after a paragraph, a separator line, the end of a chat turn, a given token."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from proloc.blocks.automaton import Automaton, string_automaton, token_automaton
 from proloc.blocks.base import Partitioner, Trace, check_lengths
-from proloc.blocks.greedy import LENGTH_SO_FAR, open_blocks
+from proloc.blocks.greedy import LENGTH_RANGE, LENGTH_SO_FAR, open_blocks, shortest_above
 from proloc.blocks.sentence_ends import Tokenizer
 
 
@@ -33,6 +34,7 @@ class DelimiterBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "delimiter"
+    threshold_range: ClassVar[tuple[float, float] | None] = LENGTH_RANGE
 
     def __init__(self, automaton: Tensor, *, min_length: int = 1, max_length: int | None = None) -> None:
         check_lengths(min_length, max_length)
@@ -58,6 +60,11 @@ class DelimiterBlocks(Partitioner):
     def tokens(cls, delimiters: Sequence[int], *, min_length: int = 1, max_length: int | None = None) -> Self:
         """A block closes after any of these token ids."""
         return cls(token_automaton(delimiters).table, min_length=min_length, max_length=max_length)
+
+    def with_threshold(self, threshold: float) -> Self:
+        other = copy.copy(self)
+        other.min_length = shortest_above(threshold, self.max_length)
+        return other
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         return self._walk(ids)[0]

@@ -1,11 +1,30 @@
 """The left-to-right walk that most partitioners share."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from proloc.errors import ProlocError
+
 LENGTH_SO_FAR = "tokens in the block so far"
+LENGTH_RANGE = (0.0, 65536.0)
+"""Thresholds of the rules whose score is ``LENGTH_SO_FAR``."""
+
+
+def shortest_above(length: float, max_length: int | None) -> int:
+    """The ``min_length`` of a block that may close when it has more than ``length`` tokens.
+
+    Above ``max_length`` only that closes blocks, which is what a ``min_length`` as large says.
+
+    Raises:
+        ProlocError: a length below 0 or not finite.
+    """
+    if not 0 <= length < math.inf:
+        raise ProlocError(f"the length that a block must exceed is a number of tokens >= 0, not {length!r}.")
+    shortest = math.floor(length) + 1
+    return shortest if max_length is None else min(shortest, max_length)
 
 
 def open_blocks(

@@ -1,12 +1,13 @@
 """Sentence blocks: a block is one sentence, or as many as make a minimum length."""
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from proloc.blocks.base import Partitioner, Trace, check_lengths
-from proloc.blocks.greedy import LENGTH_SO_FAR, open_blocks
+from proloc.blocks.greedy import LENGTH_RANGE, LENGTH_SO_FAR, open_blocks, shortest_above
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 
 
@@ -28,12 +29,18 @@ class SentenceBlocks(Partitioner):
     """
 
     kind: ClassVar[str] = "sentence"
+    threshold_range: ClassVar[tuple[float, float] | None] = LENGTH_RANGE
 
     def __init__(self, sentence_ends: EndsSource, *, min_length: int = 8, max_length: int | None = None) -> None:
         check_lengths(min_length, max_length)
         self.sentence_ends = SentenceEnds.read(sentence_ends)
         self.min_length = min_length
         self.max_length = max_length
+
+    def with_threshold(self, threshold: float) -> Self:
+        other = copy.copy(self)
+        other.min_length = shortest_above(threshold, self.max_length)
+        return other
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         return self._walk(ids)[0]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from proloc.study.dials import AtDial, compare_dials
 from proloc.study.results import Metrics, RunResult, StudyRecord
 from proloc.study.statistics import REFERENCE, ConditionSummary, Measures, StudySummary, summarise, usable_metrics
 
@@ -24,6 +25,11 @@ class ReportData:
     def summary(self) -> StudySummary:
         """The statistics of the study."""
         return summarise(self.study, self.runs)
+
+    @cached_property
+    def dials(self) -> list[AtDial]:
+        """Models tuned at many positions of the dial, at every position they were measured at."""
+        return compare_dials(self.study, self.runs)
 
     @cached_property
     def measured(self) -> list[ConditionSummary]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from proloc.report.answer import how_to_read_table
 from proloc.report.data import ReportData
 from proloc.report.rows import HEADERS, make_rows
+from proloc.report.tables import side_tables
 from proloc.study.statistics import (
     BEFORE_TUNING,
     Comparison,
@@ -29,10 +30,15 @@ def to_csv(summary: StudySummary) -> str:
 
 
 def to_markdown(data: ReportData) -> str:
-    """The table of the page as Markdown, with the sentence on how to read it."""
-    lines = [_markdown_line(HEADERS), _markdown_line(["---"] * len(HEADERS))]
-    lines += [_markdown_line(row.cells) for row in make_rows(data.summary)]
-    return "\n".join([*lines, "", how_to_read_table(data), ""])
+    """The tables of the page as Markdown, with the sentences on how to read them."""
+    parts = [*_markdown_table(HEADERS, [row.cells for row in make_rows(data.summary)]), how_to_read_table(data), ""]
+    for table in side_tables(data):
+        parts += [f"## {table.title}", "", *_markdown_table(table.headers, table.rows), table.reading, ""]
+    return "\n".join(parts)
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_markdown_line(headers), _markdown_line(["---"] * len(headers)), *map(_markdown_line, rows), ""]
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

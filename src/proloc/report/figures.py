@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from proloc.report.canvas import drawing, to_png, to_svg
 from proloc.report.data import ReportData
 from proloc.report.figures_cost import front_figure, perplexity_figure, training_figure
+from proloc.report.figures_dial import dial_figure
 from proloc.report.figures_layers import entropy_figure, fidelity_figure, heads_figure, schedule_figure
 from proloc.report.figures_sample import attention_figure
 
@@ -79,6 +80,13 @@ PLANS = (
         "is one seed, round ones are schedules and the others controls, and because the left panel rewards a hard "
         "mask for what it does by construction, the right panel is the fairer one; a control with other blocks is "
         "measured on those.",
+    ),
+    Plan(
+        "dial",
+        "One model for the whole dial",
+        dial_figure,
+        "Lines are models tuned at many positions of the dial, crosses the conditions tuned at one position alone with "
+        "the same budget, slightly to the right; bars are 95% intervals over seeds.",
     ),
     Plan(
         "training",

@@ -20,6 +20,7 @@ from proloc.report.figures import Drawn
 from proloc.report.figures_sample import shown_samples
 from proloc.report.numbers import count
 from proloc.report.rows import HEADERS, Row, make_rows
+from proloc.report.tables import SideTable, side_tables
 from proloc.study.results import Sample
 from proloc.study.statistics import StudySummary
 
@@ -37,6 +38,7 @@ def to_page(data: ReportData, figures: Sequence[Drawn]) -> str:
         "<h2>Results</h2>",
         _table(data),
         _unfinished(data.summary),
+        *map(_side_table, side_tables(data)),
         *(_figure(figure, _passages(data) if figure.name == "attention" else "") for figure in figures),
         "" if figures else '<p class="reading">No run has finished, so there is nothing to draw.</p>',
         "<h2>Settings</h2>",
@@ -67,6 +69,17 @@ def _table(data: ReportData) -> str:
         f"<tbody>\n{body}\n</tbody></table></div>\n"
         f'<p class="reading hint">Tables and figures scroll sideways.</p>\n'
         f'<p class="reading">{escape(how_to_read_table(data))}</p>'
+    )
+
+
+def _side_table(table: SideTable) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.headers)
+    body = "\n".join(_table_row(Row(cells)) for cells in table.rows)
+    return (
+        f"<h2>{escape(table.title)}</h2>\n"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>\n"
+        f'<p class="reading">{escape(table.reading)}</p>'
     )
 
 

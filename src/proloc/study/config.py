@@ -5,16 +5,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from proloc.errors import ProlocError
 from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
+from proloc.study.config_blocks import ROLES, UNTHRESHOLDED, BlocksSection
+from proloc.study.section import Section
 
 REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
-BlocksOf = Literal["semantic", "fixed", "random"]
 Position = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
@@ -27,12 +28,6 @@ OVERRIDABLE = (
     "training.temperature",
     "training.teacher",
 )
-
-
-class Section(BaseModel):
-    """A part of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TextSection(Section):
@@ -54,33 +49,14 @@ class TextSection(Section):
     """The last share of the tokens, never tuned on."""
     max_held_out_windows: int | None = Field(default=None, ge=1)
     """Evaluate on at most this many windows, spread evenly over the held-out part; None = all."""
+    max_train_windows: int | None = Field(default=None, ge=1)
+    """Tune on at most this many windows, spread evenly over the rest; None = all."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "TextSection":
         given = [name for name in ("file", "dataset", "builtin") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of file, dataset and builtin, not {given or 'none'}")
-        return self
-
-
-class BlocksSection(Section):
-    """The semantic partitioner; the controls "fixed" and "random" are matched to its block lengths."""
-
-    kind: Literal["sentence", "drift", "fixed"] = "drift"
-    """"sentence" closes a block at a sentence end, "drift" when the topic has moved, "fixed" by length."""
-    mean_length: float | None = Field(default=None, gt=1)
-    """Wanted mean length in tokens for "drift" (calibrated on the training text) and "fixed"."""
-    min_length: int = Field(default=8, ge=1)
-    """No block is closed before it has this many tokens ("sentence", "drift")."""
-    max_length: int | None = Field(default=None, ge=1)
-    """A block is closed at this many tokens at the latest ("sentence", "drift"); None = 4 * mean_length for "drift"."""
-
-    @model_validator(mode="after")
-    def _mean_length_fits(self) -> "BlocksSection":
-        if self.kind != "sentence" and self.mean_length is None:
-            raise ValueError(f'blocks of kind "{self.kind}" need mean_length')
-        if self.kind == "sentence" and self.mean_length is not None:
-            raise ValueError('blocks of kind "sentence" take min_length, not mean_length')
         return self
 
 
@@ -116,7 +92,7 @@ class TrainingSection(Section):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
     twentieth of the run); None = every tenth of the run."""
-    report_to: list[str] = []
+    report_to: list[str] = Field(default=[])
     """Trackers of transformers' Trainer, for example ["tensorboard"]."""
 
 
@@ -135,10 +111,12 @@ class Condition(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     schedule: dict[str, Any]
     """For example {kind = "polynomial", beta = 5}."""
-    blocks: BlocksOf = "semantic"
+    blocks: str = "semantic"
+    """"semantic"; its controls "fixed" (same mean length) and "random" (same lengths, one draw for all seeds); or the
+    NAME of a ``[partitioners.NAME]``."""
     mode: Mode | None = None
     """None = the study's mode."""
-    override: dict[str, Any] = {}
+    override: dict[str, Any] = Field(default={})
     """What this condition does otherwise than the study, for example {penalty.phi = 0.3, sinks = 4}; it can change
     sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
 
@@ -161,7 +139,7 @@ class Condition(Section):
         return schedule_from_dict(self.schedule)
 
 
-def _standard(name: str, schedule: Schedule, blocks: BlocksOf = "semantic") -> Condition:
+def _standard(name: str, schedule: Schedule, blocks: str = "semantic") -> Condition:
     return Condition(name=name, schedule=schedule_to_dict(schedule), blocks=blocks)
 
 
@@ -190,6 +168,11 @@ class StudyConfig(Section):
     """"builtin", "smollm2-135m", a folder or a Hub id."""
     text: TextSection
     blocks: BlocksSection
+    partitioners: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], BlocksSection] = Field(default={})
+    """More of them, for conditions that name them: tables ``[partitioners.NAME]`` with the keys of ``[blocks]``."""
+    match: Literal["training", "held_out"] = "training"
+    """The windows on which block lengths are calibrated and matched. "held_out" gives every partitioner the same mean
+    length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
     mode: Mode = "both"
@@ -199,13 +182,20 @@ class StudyConfig(Section):
     sink_token: bool = False
     """Put one more token in front of every window, which can always be read and whose embedding is tuned: the
     tokenizer's BOS, else its EOS. Text and targets stay the same."""
-    dials: list[Position] = []
+    dials: list[Position] = Field(default=[])
     """Measure every tuned model at these positions of the dial too."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
     keep_models: bool = False
     """Keep the tuned model of every run, with tokenizer and model card, in ``runs/<condition>-seed<seed>/model``."""
-    conditions: list[Condition] = list(STANDARD_CONDITIONS.values())
+    conditions: list[Condition] = Field(default=list(STANDARD_CONDITIONS.values()))
     """Names of standard conditions, or tables of your own; "distributed" is always needed, as the reference."""
+
+    @field_validator("partitioners", mode="after")
+    @classmethod
+    def _new_names(cls, value: dict[str, BlocksSection]) -> dict[str, BlocksSection]:
+        if taken := [name for name in value if name in ROLES]:
+            raise ValueError(f"{taken[0]!r} always means what [blocks] makes of it; give your partitioner another name")
+        return value
 
     @field_validator("conditions", mode="before")
     @classmethod
@@ -247,9 +237,9 @@ class StudyConfig(Section):
 
     def of(self, condition: Condition) -> "StudyConfig":
         """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
-        data = self.model_dump(exclude={"conditions"})
+        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
         for key, value in condition.override.items():
-            data[key] = {**data[key], **value} if isinstance(value, dict) and isinstance(data[key], dict) else value
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
         if condition.name == REFERENCE:
             data["training"] |= {"dial": 1.0, "distil": 0.0}
         try:
@@ -262,8 +252,44 @@ class StudyConfig(Section):
         seen = [(each, self.of(each).training) for each in self.conditions]
         return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
 
+    @model_validator(mode="after")
+    def _partitioners_can_be_built(self) -> "StudyConfig":
+        if self.blocks.kind == "random":
+            raise ValueError('[blocks] cannot be of kind "random": it has no lengths of its own')
+        for name, section in {"semantic": self.blocks, **self.partitioners}.items():
+            if section.kind not in (*UNTHRESHOLDED, "random") and self.mean_length_of(section) is None:
+                raise ValueError(f'blocks of kind "{section.kind}" ({name}) need mean_length')
+        firm = [*ROLES, *(name for name, section in self.partitioners.items() if section.kind != "random")]
+        for name, section in self.partitioners.items():
+            if section.like is not None and section.like not in firm:
+                raise ValueError(f"{name} cannot be like {section.like!r}; choose from {', '.join(firm)}")
+        names = [*ROLES, *self.partitioners]
+        for condition in self.conditions:
+            if condition.blocks not in names:
+                raise ValueError(
+                    f'"{condition.name}" has blocks {condition.blocks!r}; choose from {", ".join(names)}, or describe '
+                    "them in [partitioners.NAME]"
+                )
+        return self
+
+    def mean_length_of(self, section: BlocksSection) -> float | None:
+        """Wanted tokens per block: the section's own, else that of [blocks]; None = as the text makes them."""
+        free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
+        return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
+
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "": StudyConfig,
+    "text": TextSection,
+    "blocks": BlocksSection,
+    "partitioners.NAME": BlocksSection,
+    "training": TrainingSection,
+    "penalty": PenaltySection,
+    "conditions": Condition,
+}
 
 
 def load_config(path: str | Path) -> StudyConfig:
@@ -308,18 +334,10 @@ def _first_problem(error: ValidationError) -> str:
 
 def describe_keys() -> str:
     """Every key of a study's file with its default and meaning, as text."""
-    sections: list[tuple[str, type[Section]]] = [
-        ("", StudyConfig),
-        ("text", TextSection),
-        ("blocks", BlocksSection),
-        ("training", TrainingSection),
-        ("penalty", PenaltySection),
-        ("conditions", Condition),
-    ]
     lines: list[str] = []
-    for name, section in sections:
+    for name, section in SECTIONS.items():
         lines.append(f"\n[{name}]" if name else "top level")
         for key, field in section.model_fields.items():
-            default = "" if field.is_required() or (name == "" and key in dict(sections)) else f" = {field.default!r}"
+            default = "" if field.is_required() or (name == "" and key in SECTIONS) else f" = {field.default!r}"
             lines.append(f"  {key}{default}" + (f"\n      {field.description}" if field.description else ""))
     return "\n".join(lines)

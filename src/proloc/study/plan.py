@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proloc.errors import ProlocError
-from proloc.study.config import REFERENCE, Condition, StudyConfig
+from proloc.study.config import REFERENCE, SECTIONS, Condition, StudyConfig
 from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
 from proloc.study.text import digest, read_text
 
@@ -85,15 +85,16 @@ def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str,
 
 
 def _with_defaults(key: str, found: dict[str, Any]) -> Any:
-    """A value of an older folder, with the default of what its version did not know yet."""
+    """A value of an older folder, with the defaults of what its version did not know yet."""
     if key.startswith("conditions."):
-        known = {name: field.get_default(call_default_factory=True) for name, field in Condition.model_fields.items()}
-        return {**{name: value for name, value in known.items() if name not in ("name", "schedule")}, **found[key]}
-    if key in found:
-        return found[key]
+        return {**_defaults("conditions"), **found[key]}
     section, _, name = key.rpartition(".")
-    kind = StudyConfig.model_fields[section].annotation if section else StudyConfig
-    return kind.model_fields[name].get_default(call_default_factory=True) if kind else None
+    return found[key] if key in found else _defaults(section).get(name)
+
+
+def _defaults(section: str) -> dict[str, Any]:
+    fields = SECTIONS[section].model_fields.items() if section in SECTIONS else ()
+    return {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
 
 
 def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:

@@ -2,58 +2,76 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from proloc.blocks import (
-    DriftBlocks,
-    FixedBlocks,
-    Partitioner,
-    SentenceBlocks,
-    build_partitioner,
-    calibrate,
-    matched_fixed,
-    matched_random,
-    token_counts,
-)
+from proloc.blocks import Partitioner, RandomBlocks, build_partitioner
 from proloc.errors import ProlocError
-from proloc.hf.models import load_model, load_tokenizer
-from proloc.study.config import BlocksOf, BlocksSection, StudyConfig
+from proloc.hf.models import load_tokenizer
+from proloc.study.config import StudyConfig
+from proloc.study.config_blocks import ROLES
+from proloc.study.partitioners import Material, fit
 from proloc.study.results import PREPARED_FILE
 from proloc.study.text import digest, read_text
 
-_ROLES: tuple[BlocksOf, ...] = ("semantic", "fixed", "random")
+
+@dataclass(frozen=True)
+class Blocks:
+    """Block ids of a study's windows, int64 ``[window, context]``, and the partitioner that they are from."""
+
+    partitioner: Partitioner
+    train: Tensor
+    held_out: Tensor
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Windows of token ids and the three partitioners of a study.
+    """Windows of token ids and the partitioners of a study.
 
     Attributes:
         train: int64 ``[window, context]``.
         held_out: int64 ``[window, context]``; no token of it is in ``train``.
-        partitioners: the semantic one and its two controls.
+        partitioners: by name: "semantic", its controls "fixed" and "random", and those of the study's own.
         text_sha256: fingerprint of the text they come from.
+        decided: blocks by name, where a model had to be run for them.
     """
 
     train: Tensor
     held_out: Tensor
-    partitioners: dict[BlocksOf, Partitioner]
+    partitioners: dict[str, Partitioner]
     text_sha256: str
+    decided: dict[str, Blocks] = field(default_factory=dict)
+
+    def blocks(self, name: str, seed: int) -> Blocks:
+        """The blocks that a run with this seed reads; random partitioners of the study's own draw anew for each."""
+        if name in self.decided:
+            return self.decided[name]
+        partitioner = self.partitioners[name]
+        if isinstance(partitioner, RandomBlocks) and name not in ROLES:
+            partitioner = RandomBlocks(partitioner.lengths, seed=seed)
+        return self._blocks(partitioner)
+
+    def decide(self) -> "Prepared":
+        """The same with the blocks of every partitioner that runs a model, so that no run needs that model."""
+        slow = {name: found for name, found in self.partitioners.items() if found.model_attribute is not None}
+        return Prepared(**{**self.__dict__, "decided": {name: self._blocks(found) for name, found in slow.items()}})
+
+    def _blocks(self, partitioner: Partitioner) -> Blocks:
+        return Blocks(partitioner, partitioner(self.train), partitioner(self.held_out))
 
 
 def prepare(config: StudyConfig) -> Prepared:
-    """Tokenise the text, hold out its last part, cut windows, and fit the partitioners on the training windows.
+    """Tokenise the text, hold out its last part, cut windows, and fit the partitioners.
 
     Raises:
-        ProlocError: a text that cannot be read or is too short.
+        ProlocError: a text that cannot be read or is too short, or block lengths that it cannot give.
     """
     text = read_text(config.text)
     tokenizer = load_tokenizer(config.model)
@@ -69,46 +87,34 @@ def prepare(config: StudyConfig) -> Prepared:
             f"the text has {ids.size} tokens; {needed} windows of {context} tokens to tune on and one held out need "
             f"about {enough}: take a longer text, a smaller context or a smaller batch."
         )
-    wanted = config.text.max_held_out_windows
-    if wanted is not None and wanted < len(held_out):
-        held_out = held_out[np.linspace(0, len(held_out) - 1, wanted).round().astype(int)]
-    semantic = _semantic(config.blocks, config.model, tokenizer, train)
+    tokens = train.reshape(-1)
+    train, held_out = _spread(train, config.text.max_train_windows), _spread(held_out, config.text.max_held_out_windows)
+    lengths = held_out if config.match == "held_out" else train
     return Prepared(
         train=torch.from_numpy(train),
         held_out=torch.from_numpy(held_out),
-        partitioners={
-            "semantic": semantic,
-            "fixed": matched_fixed(semantic, train),
-            "random": matched_random(semantic, train),
-        },
+        partitioners=fit(config, Material(config.model, tokenizer, tokens, lengths)),
         text_sha256=digest(text),
-    )
+    ).decide()
 
 
-def _semantic(section: BlocksSection, model: str, tokenizer: Any, train: np.ndarray[Any, Any]) -> Partitioner:
-    if section.kind == "sentence":
-        return SentenceBlocks(tokenizer, min_length=section.min_length, max_length=section.max_length)
-    assert section.mean_length is not None  # the section checked it
-    if section.kind == "fixed":
-        return FixedBlocks(round(section.mean_length))
-    embedding = load_model(model).get_input_embeddings().weight.detach()
-    blocks = DriftBlocks.from_embedding(
-        tokenizer,
-        embedding,
-        counts=token_counts(train, len(embedding)),
-        min_length=section.min_length,
-        max_length=section.max_length or round(4 * section.mean_length),
-    )
-    return calibrate(blocks, train, section.mean_length)
+def _spread(windows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
+    """At most so many of the windows, spread evenly over them."""
+    if most is None or most >= len(windows):
+        return windows
+    chosen: NDArray[np.int64] = windows[np.linspace(0, len(windows) - 1, most).round().astype(int)]
+    return chosen
 
 
 def save_prepared(prepared: Prepared, folder: Path) -> None:
     """Write one safetensors file, atomically; settings travel in its metadata."""
     tensors = {"train": prepared.train, "held_out": prepared.held_out}
     settings = {}
-    for role, partitioner in prepared.partitioners.items():
-        settings[role] = {"kind": partitioner.kind, "settings": partitioner.settings()}
-        tensors |= {f"{role}.{name}": tensor for name, tensor in partitioner.tensors().items()}
+    for name, partitioner in prepared.partitioners.items():
+        settings[name] = {"kind": partitioner.kind, "settings": partitioner.settings()}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in partitioner.tensors().items()}
+    for name, blocks in prepared.decided.items():
+        tensors |= {_decided(name, "train"): blocks.train, _decided(name, "held_out"): blocks.held_out}
     metadata = {"partitioners": json.dumps(settings), "text_sha256": prepared.text_sha256}
     partial = folder / f".{PREPARED_FILE}.partial"
     save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
@@ -122,18 +128,28 @@ def load_prepared(folder: Path) -> Prepared:
         settings = json.loads(metadata["partitioners"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     partitioners = {
-        role: build_partitioner(settings[role]["kind"], settings[role]["settings"], dict(_under(tensors, role)))
-        for role in _ROLES
+        name: build_partitioner(each["kind"], each["settings"], dict(_under(tensors, name)))
+        for name, each in settings.items()
     }
     return Prepared(
         train=tensors["train"],
         held_out=tensors["held_out"],
         partitioners=partitioners,
         text_sha256=metadata["text_sha256"],
+        decided={
+            name: Blocks(found, tensors[_decided(name, "train")], tensors[_decided(name, "held_out")])
+            for name, found in partitioners.items()
+            if _decided(name, "train") in tensors
+        },
     )
 
 
-def _under(tensors: dict[str, Tensor], role: str) -> Iterable[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        if name.startswith(f"{role}."):
-            yield name.removeprefix(f"{role}."), tensor
+def _decided(name: str, part: str) -> str:
+    """The tensor of a partitioner's blocks; names of partitioners hold no colon, so that it is nothing else's."""
+    return f"blocks:{name}.{part}"
+
+
+def _under(tensors: dict[str, Tensor], name: str) -> Iterable[tuple[str, Tensor]]:
+    for key, tensor in tensors.items():
+        if key.startswith(f"{name}."):
+            yield key.removeprefix(f"{name}."), tensor

@@ -3,7 +3,7 @@
 A study folder holds::
 
     study.json                      what was planned: config, model, text, conditions, seeds, the model before tuning
-    prepared.safetensors            tokens of all windows and the fitted partitioners
+    prepared.safetensors            tokens of all windows, the fitted partitioners, blocks that a model decided
     runs/<condition>-seed<seed>.json     one finished or failed run
     checkpoints/<condition>-seed<seed>/  only while that run is unfinished
     teachers/distributed-seed<seed>/     the tuned reference, where it teaches, only while the study is unfinished
@@ -52,6 +52,7 @@ class Metrics(Record):
         perplexity: exp of ``loss``.
         loss: cross-entropy in nats per predicted token.
         tokens: number of predicted tokens.
+        window_losses: ``loss`` of every held-out window, in their order; None in files of older versions.
         fidelity: attention mass on home keys (sinks included) under the weights the model used.
         fidelity_undialled: the same from the same scores before the dial: what the model learned.
         fidelity_without_sinks: home mass over all mass, sinks left out of both.
@@ -64,6 +65,7 @@ class Metrics(Record):
     perplexity: float
     loss: float
     tokens: int
+    window_losses: list[float] | None = None
     fidelity: PerHead
     fidelity_undialled: PerHead
     fidelity_without_sinks: PerHead
@@ -120,6 +122,7 @@ class RunResult(Record):
         error: the message when ``status`` is "failed"; then ``metrics`` is None.
         metrics: with the dial where it stood while tuning; at 1 after tuning at many positions.
         dials: the same at other positions, where the study asks for them.
+        untuned: the model before tuning, under this condition's dial and blocks; None in files of older versions.
     """
 
     schema_version: Literal[1] = 1
@@ -137,6 +140,7 @@ class RunResult(Record):
     training: Training | None = None
     metrics: Metrics | None = None
     dials: list[DialMetrics] | None = None
+    untuned: Metrics | None = None
     sample: Sample | None = None
 
 

@@ -41,14 +41,15 @@ SAMPLE_TOKENS = 112
 
 def baseline(config: StudyConfig, prepared: Prepared, progress: OnProgress) -> Metrics:
     """The unmodified model on the held-out windows, measured with the semantic blocks."""
-    model = localize(
-        load_model(config.model), Uniform(value=0.0), prepared.partitioners["semantic"], sinks=config.sinks
+    blocks = prepared.blocks("semantic", 0)
+    model = localize(load_model(config.model), Uniform(value=0.0), blocks.partitioner, sinks=config.sinks)
+    return _metrics(
+        evaluate(model, prepared.held_out, blocks.held_out, progress=lambda *done: progress("measuring", *done))
     )
-    return _metrics(evaluate(model, prepared.held_out, progress=lambda *done: progress("measuring", *done)))
 
 
 def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, progress: OnProgress) -> RunResult:
-    """Tune and measure one condition with one seed; resumes from its last checkpoint if there is one.
+    """Measure one condition, tune it with one seed and measure it again; resumes from its last checkpoint.
 
     Args:
         folder: of the study; the prepared windows are read from it, checkpoints are kept in it while the run lasts.
@@ -58,33 +59,33 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
     study, config = config.of(STANDARD_CONDITIONS[REFERENCE]), config.of(condition)
     prepared = load_prepared(folder)
-    partitioner = prepared.partitioners[condition.blocks]
+    blocks = prepared.blocks(condition.blocks, seed)
     model = localize(
-        load_model(config.model), condition.build(), partitioner, sinks=config.sinks + int(config.sink_token)
+        load_model(config.model), condition.build(), blocks.partitioner, sinks=config.sinks + int(config.sink_token)
     )
-    position = _position(config, condition)
-    set_dial(model, position)
     sink_token = sink_token_of(load_tokenizer(config.model)) if config.sink_token else None
-    train, held_out = (make_windows(ids, partitioner, sink_token) for ids in (prepared.train, prepared.held_out))
-    teacher = teacher_of(study, config, folder, seed)
-    tuned, log = tune(folder, config, condition, seed, model, train, teacher, progress)
+    train = make_windows(prepared.train, blocks.train, sink_token)
+    held_out = make_windows(prepared.held_out, blocks.held_out, sink_token)
+    position = _position(config, condition)
 
-    def measured(dial: float) -> Evaluation:
-        set_dial(tuned, dial)
-        found = evaluate(
-            tuned,
+    def measure(localised: PreTrainedModel, dial: float) -> Evaluation:
+        set_dial(localised, dial)
+        return evaluate(
+            localised,
             held_out.ids,
             held_out.block_ids,
             leading=held_out.leading,
-            progress=lambda done, total: progress("measuring", done, total),
+            progress=lambda *done: progress("measuring", *done),
         )
-        if not math.isfinite(found.loss):
-            raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
-        return found
 
-    others = [DialMetrics(dial=dial, metrics=_metrics(measured(dial))) for dial in config.dials if dial != position]
-    result = measured(position)
-    at_dials = sorted([*others, DialMetrics(dial=position, metrics=_metrics(result))], key=lambda each: each.dial)
+    untuned = measure(model, position)
+    teacher = teacher_of(study, config, folder, seed)
+    tuned, log = tune(folder, config, condition, seed, model, train, teacher, progress)
+    at = {dial: measure(tuned, dial) for dial in sorted({*config.dials, position})}
+    if not all(math.isfinite(each.loss) for each in at.values()):
+        raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
+    set_dial(tuned, position)
+    result = at[position]
     if teaches and not teacher_folder(folder, seed).is_dir():  # others may be reading it
         _save(teacher_folder(folder, seed), tuned)
     if config.keep_models:
@@ -109,7 +110,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             log=log,
         ),
         metrics=_metrics(result),
-        dials=at_dials if config.dials else None,
+        untuned=_metrics(untuned),
+        dials=[DialMetrics(dial=dial, metrics=_metrics(each)) for dial, each in at.items()] if config.dials else None,
         sample=_sample(config, tuned, held_out) if seed == config.seeds[0] else None,
     )
 
@@ -145,6 +147,7 @@ def _metrics(result: Evaluation) -> Metrics:
         perplexity=result.perplexity,
         loss=result.loss,
         tokens=result.tokens,
+        window_losses=result.window_losses,
         fidelity_uniform=result.fidelity_uniform,
         mean_block_length=result.mean_block_length,
         **{name: _per_head(values) for name, values in result.statistics.items()},

@@ -167,7 +167,14 @@ def _affordable_workers(parameters: int) -> int:
         return 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     each = BYTES_PER_PARAMETER * parameters + ACTIVATION_BYTES
-    return max(1, min(os.cpu_count() or 1, int(0.8 * memory / each)))
+    return max(1, min(_cores(), int(0.8 * memory / each)))
+
+
+def _cores() -> int:
+    """The cores that this process may use, where the system says so, else those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_all(
@@ -186,7 +193,7 @@ def _run_all(
     bars: dict[str, TaskID] = {}
     failed = []
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, _cores() // processes)
     messages = context.Queue()
     with _pool(processes, context, (threads, messages)) as pool:
         for stage in stages:

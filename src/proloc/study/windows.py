@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
 from proloc.training import IGNORED_LABEL
 
@@ -37,14 +36,14 @@ class Windows(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.ids[row], "labels": labels, "block_ids": self.block_ids[row]}
 
 
-def make_windows(ids: Tensor, partitioner: Partitioner, sink_token: int | None) -> Windows:
-    """Windows of a text; the partitioner never sees the sink token, which lies in a block of its own.
+def make_windows(ids: Tensor, block_ids: Tensor, sink_token: int | None) -> Windows:
+    """Windows of a text; the sink token lies in a block of its own.
 
     Args:
         ids: int64 ``[window, token]``, the text.
+        block_ids: int64 ``[window, token]``, 0 or more; the partitioner has not seen the sink token.
         sink_token: id of the token to put in front; None = none.
     """
-    block_ids = partitioner(ids)
     if sink_token is None:
         return Windows(ids, block_ids, 0)
     first = torch.ones(len(ids), 1, dtype=torch.int64)
