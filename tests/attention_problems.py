@@ -45,6 +45,7 @@ def make(
     packed=False,
     retain=0.5,
     unused=0,
+    halo=0,
     wanted="all",
 ):
     """A problem: ``padding`` up to so many hidden keys on the left, ``cached`` earlier keys, ``unused`` later ones."""
@@ -64,7 +65,8 @@ def make(
         block_ids += torch.arange(keys) >= middle
     if window:
         start = torch.maximum(start, positions - window + 1)
-    return Problem([query, key, value], KeyRanges.from_blocks(block_ids, marked, start, cached), retain, wanted)
+    ranges = KeyRanges.from_blocks(block_ids, marked, start, cached, halo=halo)
+    return Problem([query, key, value], ranges, retain, wanted)
 
 
 @st.composite
@@ -87,6 +89,7 @@ def problems(draw, *, plain=False):
         packed=draw(st.booleans()) and queries > 1,
         retain=draw(st.sampled_from([0.0, 1e-3, 0.5, 1.0])),
         unused=draw(st.sampled_from([0, 0, 4])),
+        halo=draw(st.integers(0, 3)),
         wanted=draw(st.sampled_from(["nothing", "fidelity", "all"])),
     )
 

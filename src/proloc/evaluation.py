@@ -106,7 +106,7 @@ def evaluate(
     return Evaluation(
         loss=float(per_window.mean()),
         window_losses=per_window.tolist(),
-        tokens=input_ids.shape[0] * (input_ids.shape[1] - 1),
+        tokens=input_ids.shape[0] * (input_ids.shape[1] - leading - 1),
         statistics={name: averages.per_head(name) for name in STATISTICS},
         fidelity_uniform=float(torch.tensor(averages.per_head("uniform")).mean()),
         mean_block_length=_mean_length(block_ids[:, leading:]),

@@ -1,8 +1,9 @@
 """The idea on one page: keys are home or away, and a dial takes attention away from the keys that are away.
 
 A *partitioner* gives every token a block. A key is HOME to a query when both lie in the same block, a SINK when the
-layout marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN. A
-*schedule* gives layer l its locality lambda_l, the *dial* d in [0, 1] turns all of them, and away keys keep the share
+layout marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN.
+With a *halo* of h, the h blocks before the query's own are home as well (ours). A *schedule* gives layer l its
+locality lambda_l, the *dial* d in [0, 1] turns all of them, and away keys keep the share
 
     retain_l = 1 - d * lambda_l
 
@@ -33,12 +34,15 @@ class Layout:
     Attributes:
         block_ids: int64 ``[batch, key]``; equal ids in a row = the same block.
         sinks: bool ``[batch, key]``, True for tokens that every query may read at full weight.
+        halo: that many blocks before a query's own are home as well.
     """
 
     block_ids: Tensor
     sinks: Tensor
+    halo: int = 0
 
     def __post_init__(self) -> None:
+        check_halo(self.halo)
         if self.block_ids.dim() != 2 or self.block_ids.shape != self.sinks.shape:
             shapes = f"{tuple(self.block_ids.shape)} and {tuple(self.sinks.shape)}"
             raise ProlocError(f"block_ids and sinks must both be [batch, key]; got {shapes}.")
@@ -62,6 +66,24 @@ def mark_sinks(num_sinks: int, valid: Tensor, starts: Tensor | None = None) -> T
     return valid & (order <= num_sinks)
 
 
+def check_halo(halo: int) -> None:
+    """Raise a ProlocError unless ``halo`` is a whole number, 0 or more."""
+    if not isinstance(halo, int) or isinstance(halo, bool) or halo < 0:
+        raise ProlocError(f"halo is {halo!r}; it must be a whole number of blocks, 0 or more.")
+
+
+def block_ordinals(block_ids: Tensor) -> Tensor:
+    """Every token's block counted from 0 in its row, runs of equal ids one after the other, int64 ``[batch, key]``."""
+    opens = torch.diff(block_ids, dim=1) != 0
+    return torch.nn.functional.pad(opens.long().cumsum(dim=1), (min(1, block_ids.shape[1]), 0))
+
+
+def home_starts(block_ids: Tensor, halo: int) -> Tensor:
+    """The first token of every token's own block, or of the block ``halo`` before it, int64 ``[batch, key]``."""
+    ordinals = block_ordinals(block_ids)
+    return torch.searchsorted(ordinals, ordinals - halo)
+
+
 def relate(layout: Layout, query_positions: Tensor, visible: Tensor) -> Tensor:
     """What every key is to every query.
 
@@ -72,10 +94,25 @@ def relate(layout: Layout, query_positions: Tensor, visible: Tensor) -> Tensor:
 
     Returns:
         uint8 ``[batch, 1, query, key]`` of HIDDEN, AWAY, HOME and SINK.
+
+    Raises:
+        ProlocError: a halo around a block that is interrupted by another one; "before" has no meaning there.
     """
     keys = layout.block_ids[:, None, None, :]
     queries = layout.block_ids[:, query_positions][:, None, :, None]
-    code = torch.where(queries == keys, HOME, AWAY)
+    home = queries == keys
+    if layout.halo:
+        ordinals = block_ordinals(layout.block_ids)
+        back = ordinals[:, query_positions][:, None, :, None] - ordinals[:, None, None, :]
+        interrupted = home & (back != 0) & visible
+        if bool(interrupted.any()):
+            row, _, query, _ = (int(index) for index in interrupted.nonzero()[0])
+            raise ProlocError(
+                f"block {int(queries[row, 0, query])} of row {row} is interrupted by another block, so a halo of "
+                f"{layout.halo} has no meaning there; give contiguous blocks, or halo=0."
+            )
+        home = (back >= 0) & (back <= layout.halo)
+    code = torch.where(home, HOME, AWAY)
     code = torch.where(layout.sinks[:, None, None, :], SINK, code)
     return torch.where(visible, code, HIDDEN).to(torch.uint8)
 

@@ -167,6 +167,7 @@ def test_more_seeds_and_conditions_are_welcome_and_reported(study, tmp_path):
     [
         ("steps = 4", "steps = 5", "different: training.steps"),
         ("[text]", "sinks = 3\n[text]", "different: sinks"),
+        ("[text]", "halo = 1\n[text]", "different: halo"),
         ('"quintic"]', '{name = "quintic", schedule = {kind = "polynomial", beta = 4}}]', "conditions.quintic"),
         (None, None, "the content of the text"),
     ],
@@ -184,7 +185,40 @@ def test_results_of_another_configuration_or_text_are_never_mixed(study, tmp_pat
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_from_before_there_was_a_halo_is_continued_without_one(study, tmp_path):
+    out = tmp_path / "out"
+    config = study_config.load_config(study)
+    out.mkdir()
+    runner._prepare(config, out, plan.check(config, out), runner._progress(runner.Console(quiet=True)))
+    record = json.loads((out / "study.json").read_text())
+    del record["config"]["halo"]
+    for name in CONDITIONS:
+        del record["config"][f"conditions.{name}"]["halo"]
+    (out / "study.json").write_text(json.dumps(record))
+    plan.check(config, out)
+    with pytest.raises(ProlocError, match="different: halo"):
+        plan.check(config.model_copy(update={"halo": 1}), out)
+
+
+def test_a_condition_has_the_halo_of_the_study_or_its_own(study, tmp_path):
+    edited(study, "[text]", "halo = 1\n[text]")
+    own = '{name = "none", schedule = {kind = "polynomial", beta = 5}, halo = 0}'
+    edited(study, '"quintic"]', f'"quintic", {own}]')
+    config, quintic = prepared(study, tmp_path / "out")
+    with_halo, without = (
+        run.run(tmp_path / "out", config, condition, 0, silent) for condition in (quintic, config.conditions[2])
+    )
+    assert with_halo.metrics.fidelity_uniform > without.metrics.fidelity_uniform
+    assert with_halo.metrics.perplexity != without.metrics.perplexity
+
+
 BAD = [
+    ("[text]", "halo = -1\n[text]", '"halo"'),
+    (
+        '["distributed",',
+        '[{name = "distributed", schedule = {kind = "uniform", value = 0.0}, halo = 2},',
+        "is the reference",
+    ),
     ('model = "{model}"', 'model = "./no-such-model"', "no-such-model"),
     ('file = "text.txt"', 'file = "missing.txt"', "cannot read the text"),
     ('file = "text.txt"', 'file = "empty.txt"', "is empty"),

@@ -16,10 +16,10 @@ FILE = Path(__file__).parents[2] / "docs" / "exact.json"
 ENDS = list(range(5, 15))
 
 
-def subject(family: str) -> Subject:
+def subject(family: str, halo: int = 0) -> Subject:
     """A tiny model of a family with ragged sentence blocks over random ids."""
     ids = torch.randint(1, VOCAB, (2, 24), generator=torch.Generator().manual_seed(0))
-    return Subject(build(*LOCALISED[family]), proloc.SentenceBlocks(ENDS, min_length=2), ids)
+    return Subject(build(*LOCALISED[family]), proloc.SentenceBlocks(ENDS, min_length=2), ids, halo=halo)
 
 
 def cell(finding: Finding) -> dict[str, str]:

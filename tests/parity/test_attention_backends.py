@@ -103,8 +103,9 @@ def test_rows_without_gradient_still_get_that_of_fidelity(name, retain):
 
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("retain", [0.0, 0.5])
-def test_the_future_never_leaks(name, retain):
-    problem = make(queries=130, retain=retain)
+@pytest.mark.parametrize("halo", [0, 2])
+def test_the_future_never_leaks(name, retain, halo):
+    problem = make(queries=130, retain=retain, halo=halo)
     before = answers(fast_backend(name), problem)
     for part in problem.qkv[1:]:
         part[:, :, 75:] = 100.0
@@ -116,14 +117,16 @@ def test_the_future_never_leaks(name, retain):
 
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("wanted", ["nothing", "fidelity"])
-def test_away_keys_at_locality_one_leak_exactly_nothing(name, wanted):
-    problem = make(1, queries=130, opens=0.05, retain=0.0, wanted=wanted, seed=1)
+@pytest.mark.parametrize("halo", [0, 1])
+def test_away_keys_at_locality_one_leak_exactly_nothing(name, wanted, halo):
+    problem = make(1, queries=130, opens=0.05, retain=0.0, wanted=wanted, seed=1, halo=halo)
     before = answers(fast_backend(name), problem)["output"]
-    start = int(problem.ranges.block_start[0, -1])
+    start = int(problem.ranges.home_start[0, -1])
     for part in problem.qkv[1:]:
         part[:, :, 1:start] = 37.0
     assert 1 < start < 129
-    assert torch.equal(answers(fast_backend(name), problem)["output"][:, start:], before[:, start:])
+    own = problem.ranges.home_start[0] >= start
+    assert torch.equal(answers(fast_backend(name), problem)["output"][:, own], before[:, own])
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -131,7 +134,7 @@ def test_padding_queries_are_finite_and_touch_only_themselves(name):
     problem = make(1, queries=40, padding=0)
     problem.ranges.visible_start[:, :9] = torch.arange(9)
     problem.ranges.visible_start[:, 9:] = 9
-    problem.ranges.block_start.clamp_(min=problem.ranges.visible_start)
+    problem.ranges.home_start.clamp_(min=problem.ranges.visible_start)
     found = answers(fast_backend(name), problem)
     assert all(value.isfinite().all() for value in found.values())
     assert (found["fidelity"][..., :9] == 1.0).all()
@@ -152,6 +155,15 @@ def test_not_a_number_is_passed_on(name):
     problem = make()
     problem.qkv[0][0, 0, 5] = math.nan
     assert answers(fast_backend(name), problem)["output"][0, 5, 0].isnan().all()
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_halo_over_the_whole_text_is_the_unmodified_attention(name):
+    whole, unmodified = make(retain=0.0, halo=24, padding=3), make(retain=1.0, padding=3)
+    found, expected = answers(fast_backend(name), whole), answers(fast_backend(name), unmodified)
+    assert (found["fidelity_undialled"] == 1.0).all()
+    torch.testing.assert_close(found["output"], expected["output"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["entropy_bits"], expected["entropy_bits"], rtol=0, atol=1e-5)
 
 
 def test_fused_takes_the_strides_that_models_make():
@@ -242,7 +254,7 @@ def test_operators_pass_torchs_own_checks(name):
     problem = make(1, 1, queries=5, head_dim=4)
     ranges = problem.ranges
     inputs = [part.requires_grad_() for part in problem.qkv]
-    arguments = (*inputs, ranges.visible_start, ranges.block_start, ranges.sinks, HALF, 0, 0.3, True, True)
+    arguments = (*inputs, ranges.visible_start, ranges.home_start, ranges.sinks, HALF, 0, 0.3, True, True)
     library.opcheck(operator.registered, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -269,7 +281,7 @@ def test_shapes_that_do_not_fit_are_refused_before_memory_is_read(name):
     problem = make(groups=2)
     query, key, value = problem.qkv
     short = replace(problem.ranges, sinks=problem.ranges.sinks[:, 1:])
-    wrong_type = replace(problem.ranges, block_start=problem.ranges.block_start.long())
+    wrong_type = replace(problem.ranges, home_start=problem.ranges.home_start.long())
     for case in (
         (query, key[:, :, 1:], value, problem.ranges),
         (query[:, :3], key, value, problem.ranges),
@@ -285,7 +297,7 @@ def test_shapes_that_do_not_fit_are_refused_before_memory_is_read(name):
 def test_starts_outside_the_keys_read_nothing_outside_the_keys():
     problem = make()
     problem.ranges.visible_start.fill_(-1000)
-    problem.ranges.block_start.fill_(10**6)
+    problem.ranges.home_start.fill_(10**6)
     assert answers(fast_backend("fused"), problem)["output"].isfinite().all()
 
 

@@ -86,6 +86,19 @@ def test_one_layer_at_locality_one_leaks_nothing_from_away_blocks(family, attent
     assert (difference[6:10] > 0).all(), "the changed token's own block must notice"
 
 
+@pytest.mark.parametrize("attention", ["reference", "auto"])
+def test_a_halo_is_read_by_as_many_later_blocks_and_no_more(attention):
+    model = localised(layers=1, schedule=proloc.Uniform(value=1.0), sinks=1, halo=2, attention=attention)
+    ids = random_ids(1, 30)
+    changed = ids.clone()
+    changed[0, 6] = (changed[0, 6] + 1) % VOCAB
+    with torch.no_grad():
+        difference = (model(input_ids=ids).logits - model(input_ids=changed).logits).abs().amax(-1)[0]
+    assert (difference[:6] == 0).all()
+    assert (difference[6:20] > 0).all(), "its own block (5..9) and the two after it"
+    assert (difference[20:] == 0).all()
+
+
 def test_a_sink_is_read_from_every_block():
     model = localised(layers=1, schedule=proloc.Uniform(value=1.0), sinks=1)
     ids = random_ids(1, 20)
@@ -240,6 +253,8 @@ def test_checkpointing_changes_no_gradient_of_loss_plus_fidelity():
         (lambda m, ids: proloc.localize(m.model, proloc.Uniform(value=1.0), BLOCKS), "part of a localised model"),
         (lambda m, ids: localised(attention="fast"), "no attention 'fast'"),
         (lambda m, ids: localised(sinks=-1), "sinks is -1"),
+        (lambda m, ids: localised(halo=-1), "halo is -1"),
+        (lambda m, ids: localised(halo=1)(ids, block_ids=ids % 2), "interrupted by another block"),
         (lambda m, ids: localised(schedule=proloc.Explicit([1.0])), "the model has 3 layers"),
     ],
 )

@@ -32,9 +32,9 @@ def drift():
     return proloc.DriftBlocks.from_embedding(ENDS, embedding, dim=8, threshold=0.9, min_length=2, max_length=12)
 
 
-def localised(family="gpt2", blocks=FIXED, schedule=None, sinks=1):
+def localised(family="gpt2", blocks=FIXED, schedule=None, **settings):
     schedule = schedule or proloc.Polynomial(beta=1)
-    return proloc.localize(tiny_model(family), schedule, blocks, sinks=sinks, attention="reference")
+    return proloc.localize(tiny_model(family), schedule, blocks, attention="reference", **settings)
 
 
 def again(folder, **kwargs):
@@ -60,7 +60,7 @@ def rewritten(folder, change):
     ids=lambda blocks: blocks.kind,
 )
 def test_a_saved_model_comes_back_with_its_locality(tmp_path, family, blocks):
-    model = localised(family, blocks, proloc.Reversed(proloc.Polynomial(beta=3)), sinks=2)
+    model = localised(family, blocks, proloc.Reversed(proloc.Polynomial(beta=3)), sinks=2, halo=1)
     proloc.set_dial(model, 0.7)
     model.save_pretrained(tmp_path)
     other, ids = again(tmp_path), random_ids(2, 30)
@@ -78,19 +78,20 @@ def test_a_model_of_format_1_loads_and_gives_its_logits():
         "dial": 0.75,
         "blocks": "drift",
         "sinks": 2,
+        "halo": 0,
         "attention": "reference",
         "computed_by": [],
     }
     assert torch.equal(find_state(model).blocks(expected["input_ids"]), expected["block_ids"])
     torch.testing.assert_close(logits(model, expected["input_ids"]), expected["logits"], rtol=0, atol=1e-5)
-    assert model.config.proloc["format"] == 2
+    assert model.config.proloc["format"] == 3
 
 
-def test_saving_a_model_of_format_1_makes_it_format_2(tmp_path):
+def test_saving_a_model_of_format_1_makes_it_format_3(tmp_path):
     model = again(FORMAT_1)
     model.save_pretrained(tmp_path)
     other = again(tmp_path)
-    assert json.loads((tmp_path / CONFIG).read_text())["proloc"]["format"] == 2
+    assert json.loads((tmp_path / CONFIG).read_text())["proloc"]["format"] == 3
     assert proloc.describe(other) == proloc.describe(model)
     ids = random_ids(2, 30)
     assert torch.equal(logits(other, ids), logits(model, ids))
@@ -274,7 +275,7 @@ def without(key):
     [
         (lambda _: "drift", "its format is 'drift'"),
         (lambda s: {**s, "format": 99}, "newer proloc, in format 99"),
-        (lambda s: {**s, "format": "2"}, "its format is '2', not 1 or 2"),
+        (lambda s: {**s, "format": "2"}, "its format is '2', not 1 to 3"),
         (lambda s: {**s, "format": True}, "its format is True"),
         (without("format"), "its format is None"),
         (without("schedule"), '"schedule" is missing'),
@@ -283,6 +284,7 @@ def without(key):
         (without("dial"), '"dial" is missing'),
         (lambda s: {**s, "sinks": "two"}, "\"sinks\" is 'two', but it should be a valid integer"),
         (lambda s: {**s, "sinks": -1}, '"sinks" is -1'),
+        (lambda s: {**s, "halo": -1}, '"halo" is -1'),
         (lambda s: {**s, "dial": 1.5}, '"dial" is 1.5, but it should be less than or equal to 1'),
         (lambda s: {**s, "dial": float("nan")}, '"dial" is nan'),
         (lambda s: {**s, "sink": 1}, 'there is no "sink"'),
@@ -315,6 +317,15 @@ def test_a_setting_that_a_hand_spoilt_is_refused_in_one_sentence(tmp_path, chang
     with pytest.raises(proloc.ProlocError, match=message) as refused:
         proloc.from_pretrained(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_of_format_2_knew_no_halo_and_comes_back_the_same(tmp_path):
+    model, ids = localised(), random_ids(2, 30)
+    model.save_pretrained(tmp_path)
+    rewritten(tmp_path, lambda setting: {**without("halo")(setting), "format": 2})
+    older = again(tmp_path)
+    assert proloc.describe(older) == proloc.describe(model)
+    assert torch.equal(logits(older, ids), logits(model, ids))
 
 
 @pytest.mark.parametrize("missing", ["schedule", "blocks", "sinks"])

@@ -11,9 +11,9 @@ import torch
 from attention_problems import answers, assert_same, make
 
 CASES = [
-    {"queries": 21, "groups": 2, "padding": 9, "retain": 0.5},
+    {"queries": 21, "groups": 2, "padding": 9, "retain": 0.5, "halo": 1},
     {"queries": 70, "cached": 20, "head_dim": 20, "window": 30, "sinks": 2, "batch": 1, "retain": 0.0},
-    {"queries": 70, "batch": 1, "kv_heads": 1, "retain": 0.0, "wanted": "nothing"},
+    {"queries": 70, "batch": 1, "kv_heads": 1, "retain": 0.0, "wanted": "nothing", "halo": 2},
     {"queries": 9, "batch": 1, "retain": 1.0, "wanted": "fidelity"},
 ]
 

@@ -14,17 +14,23 @@ CASES = settings(max_examples=60, deadline=None)
 
 
 @CASES
-@given(st.integers(0, 2**31), st.integers(1, 20), st.sampled_from([0.0, 0.2, 1.0]), st.sampled_from([1, 3, 20]))
-def test_ranges_and_relate_agree_wherever_a_query_sees_itself(seed, length, opens, window):
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.2, 1.0]),
+    st.sampled_from([1, 3, 20]),
+    st.integers(0, 3),
+)
+def test_ranges_and_relate_agree_wherever_a_query_sees_itself(seed, length, opens, window, halo):
     generator = torch.Generator().manual_seed(seed)
     ids = (torch.rand(2, length, generator=generator) < opens).long().cumsum(1)
     sinks = torch.rand(2, length, generator=generator) < 0.2
     positions = torch.arange(length)
     start = torch.maximum(torch.randint(0, length, (2, 1), generator=generator), positions - window + 1)
     visible = (positions >= start[..., None]) & (positions <= positions[:, None])
-    expected = relate(Layout(ids, sinks), positions, visible[:, None])
+    expected = relate(Layout(ids, sinks, halo), positions, visible[:, None])
     rows = positions >= start
-    found = KeyRanges.from_blocks(ids, sinks, start).relation()
+    found = KeyRanges.from_blocks(ids, sinks, start, halo=halo).relation()
     assert torch.equal(found[:, 0][rows], expected[:, 0][rows])
 
 
@@ -64,7 +70,7 @@ def test_a_block_in_two_parts_is_refused_with_its_place():
 def test_a_block_interrupted_where_nobody_looks_is_fine():
     start = torch.tensor([[0, 0, 0, 2, 2]])
     ranges = KeyRanges.from_blocks(torch.tensor([[0, 0, 1, 0, 2]]), NOTHING, start)
-    assert ranges.block_start.tolist() == [[0, 0, 2, 3, 4]]
+    assert ranges.home_start.tolist() == [[0, 0, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(("queries", "offset"), [(6, 0), (2, 4), (1, -1)])

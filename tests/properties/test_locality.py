@@ -115,6 +115,42 @@ def test_keys_are_home_away_sink_or_hidden():
     ]
 
 
+@CASES
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=15, unique=False), st.integers(0, 4), st.integers(-5, 5))
+def test_a_halo_makes_that_many_blocks_before_the_own_one_home(lengths, halo, first):
+    """Whatever the ids are called: here they rise, fall or jump, and a length of 0 is a block that is not there."""
+    names = [(first + 7 * number) % 31 for number in range(len(lengths))]
+    tokens = [
+        (number, name) for number, (name, size) in enumerate(zip(names, lengths, strict=True)) for _ in range(size)
+    ]
+    numbers = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in tokens))}
+    length = len(tokens)
+    layout = Layout(
+        torch.tensor([[name for _, name in tokens]]).view(1, -1).long(), torch.zeros(1, length).bool(), halo
+    )
+    relation = locality.relate(layout, torch.arange(length), torch.ones(1, 1, length, length).tril().bool())
+    for query in range(length):
+        for key in range(query + 1):
+            back = numbers[tokens[query][0]] - numbers[tokens[key][0]]
+            assert relation[0, 0, query, key] == (HOME if back <= halo else AWAY)
+
+
+def test_a_halo_around_an_interrupted_block_is_refused_and_without_one_it_is_home():
+    ids, nothing = torch.tensor([[5, 5, 6, 5]]), torch.zeros(1, 4).bool()
+    visible = torch.ones(4, 4).tril().bool()[None, None]
+    assert locality.relate(Layout(ids, nothing), torch.arange(4), visible)[0, 0, 3].tolist() == [HOME, HOME, AWAY, HOME]
+    with pytest.raises(ProlocError, match="block 5 of row 0 is interrupted by another block, so a halo of 2"):
+        locality.relate(Layout(ids, nothing, 2), torch.arange(4), visible)
+    visible[..., :2] = False  # where nobody sees the first part, nothing is interrupted
+    assert locality.relate(Layout(ids, nothing, 1), torch.arange(4), visible)[0, 0, 3].tolist()[2:] == [HOME, HOME]
+
+
+@pytest.mark.parametrize("halo", [-1, 0.5, True, "1", None])
+def test_a_halo_that_is_no_number_of_blocks_is_refused(halo):
+    with pytest.raises(ProlocError, match=r"halo is .*; it must be a whole number of blocks, 0 or more"):
+        Layout(torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), halo)
+
+
 def test_sinks_are_the_first_real_tokens_of_every_sequence():
     valid = torch.tensor([[0, 0, 1, 1, 1, 1]]).bool()
     starts = torch.tensor([[0, 0, 1, 0, 1, 0]]).bool()

@@ -101,17 +101,39 @@ def test_a_fast_path_that_differs_from_the_reference_is_found(monkeypatch):
 
 def test_wrong_positions_in_a_cache_are_found(monkeypatch):
     real = KeyRanges.from_blocks
-    monkeypatch.setattr(KeyRanges, "from_blocks", lambda blocks, sinks, starts, _: real(blocks, sinks, starts))
+    monkeypatch.setattr(KeyRanges, "from_blocks", lambda blocks, sinks, starts, _, halo: real(blocks, sinks, starts))
     assert verdict("dynamic cache") == "FAILED"
     assert verdict("dial") in ("exact", "equal"), "a forward pass without a cache does not notice"
 
 
 def test_a_local_cache_that_drops_too_much_is_found(monkeypatch):
-    real = cache._block_starts
-    monkeypatch.setattr(cache, "_block_starts", lambda block_ids: real(block_ids) + 1)
+    real = cache._home_starts
+    monkeypatch.setattr(cache, "_home_starts", lambda layout: real(layout) + 1)
     monkeypatch.setattr(cache.LocalCache, "_check", lambda *_: None)
     assert verdict("local cache") == "FAILED"
     assert verdict("no cache") in ("exact", "equal")
+
+
+def test_a_local_cache_that_drops_the_halo_is_found(monkeypatch):
+    real = cache._home_starts
+    monkeypatch.setattr(cache, "_home_starts", lambda layout: real(dataclasses.replace(layout, halo=0)))
+    monkeypatch.setattr(cache.LocalCache, "_check", lambda *_: None)
+    assert verdict("local cache", subject(halo=1)) == "FAILED"
+    assert verdict("local cache", subject(halo=0)) in ("exact", "equal")
+
+
+def test_a_halo_that_is_forgotten_or_too_wide_is_found(monkeypatch):
+    real = LocalityState.layout
+
+    def other(self, *args):
+        return dataclasses.replace(real(self, *args), halo=1)
+
+    monkeypatch.setattr(LocalityState, "layout", other)
+    for halo in (0, 2):
+        assert verdict("dial", subject(halo=halo)) == "FAILED"
+        assert verdict("gradients", subject(halo=halo)) == "FAILED"
+    assert verdict("other blocks", subject(halo=0)) == "FAILED"
+    assert verdict("dial", subject(halo=1)) in ("exact", "equal")
 
 
 def test_a_local_cache_that_reads_all_it_holds_is_found(monkeypatch):
@@ -119,7 +141,7 @@ def test_a_local_cache_that_reads_all_it_holds_is_found(monkeypatch):
 
     def all_home(self, positions):
         ranges = real(self, positions)
-        return dataclasses.replace(ranges, block_start=ranges.visible_start)
+        return dataclasses.replace(ranges, home_start=ranges.visible_start)
 
     monkeypatch.setattr(KeyRanges, "at", all_home)
     assert verdict("local cache") == "FAILED"

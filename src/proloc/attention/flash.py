@@ -84,7 +84,7 @@ def _gradients(
         if retain > 0.0:
             _backward(plan.visible, grad, qkv, out, lse - math.log(retain), scaling, grads)
         if retain < 1.0:
-            for calls in (plan.blocks, plan.sinks):
+            for calls in (plan.home, plan.more):
                 _backward(calls, grad, qkv, out, lse - math.log1p(-retain), scaling, grads)
         return grads
     length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
@@ -104,11 +104,11 @@ def _gradients(
         _backward(plan.visible, grad, without_values, moved, undialled, scaling, grads, values=False)
     if retain < 1.0:
         moved = _move(out, grad, -slope / (1 - retain), moved)
-        for calls in (plan.blocks, plan.sinks):
+        for calls in (plan.home, plan.more):
             _backward(calls, grad, qkv, moved, lse - math.log1p(-retain), scaling, grads)
     else:
         moved = _move(None, grad, -slope, moved)
-        for calls in (plan.blocks, plan.sinks):
+        for calls in (plan.home, plan.more):
             _backward(calls, grad, without_values, moved, lse, scaling, grads, values=False)
     return grads
 
@@ -118,8 +118,8 @@ def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) 
     full = _forward(plan.visible, qkv, scaling) if retain > 0.0 or fidelity else None
     if full is not None and retain == 1.0 and not fidelity:
         return *full, torch.ones_like(full[1])
-    home, home_sum = _forward(plan.blocks, qkv, scaling)
-    _add_sinks(plan.sinks, qkv, scaling, home, home_sum)
+    home, home_sum = _forward(plan.home, qkv, scaling)
+    _add(plan.more, qkv, scaling, home, home_sum)
     if full is None:
         return home, home_sum, torch.ones_like(home_sum)
     output, total = full
@@ -146,8 +146,8 @@ def _forward(calls: list[Call], qkv: Heads, scaling: float) -> tuple[Tensor, Ten
     return output, total
 
 
-def _add_sinks(calls: list[Call], qkv: Heads, scaling: float, output: Tensor, total: Tensor) -> None:
-    """Merge attention over sinks into output and log-sum of home keys, in place."""
+def _add(calls: list[Call], qkv: Heads, scaling: float, output: Tensor, total: Tensor) -> None:
+    """Merge attention over more home keys into output and log-sum, in place."""
     for call in calls:
         answer, extra = _call(call, *qkv, scaling)
         home, known = output[call.rows, :, call.queries], total[call.rows, :, call.queries]

@@ -8,6 +8,7 @@ from torch import Tensor
 from proloc.attention.layout import KeyRanges
 from proloc.errors import ProlocError
 
+Span = tuple[int, int, int]  # first query, end query, first key of a run of queries with one start
 MOST_QUERIES = 1024  # over sinks at once: answers as large as all queries would be the peak of memory
 
 
@@ -34,61 +35,64 @@ class Plan:
 
     Attributes:
         visible: over all visible keys.
-        blocks: over home keys from ``block_start`` on.
-        sinks: over the sinks before the block.
+        home: over home keys, those of a halo aside.
+        more: over the halo before these, and over the sinks before that.
     """
 
     visible: list[Call]
-    blocks: list[Call]
-    sinks: list[Call]
+    home: list[Call]
+    more: list[Call]
 
 
 def make_plan(ranges: KeyRanges) -> Plan:
     """The calls for a batch.
 
     Raises:
-        ProlocError: queries whose visible keys or blocks start neither with themselves nor where they all start:
-            sliding windows shorter than the text, and several queries that continue a cache.
+        ProlocError: queries whose visible keys start neither with themselves nor where they all start: sliding windows
+            shorter than the text, and several queries that continue a cache.
     """
-    visible = [_spans(row, ranges.query_offset) for row in ranges.visible_start]
-    blocks = [_spans(row, ranges.query_offset) for row in ranges.block_start]
-    sinks: list[Call] = []
+    offset = ranges.query_offset
+    visible, before = _calls([_spans(row) for row in ranges.visible_start], offset)
+    if before:
+        raise ProlocError(
+            "attention 'flash' does neither sliding windows nor several queries after a cache; "
+            "use 'auto', 'fused' or 'reference'."
+        )
+    home, more = _calls([_spans(row) for row in ranges.home_start], offset)
     for row, marked in enumerate(ranges.sinks):
         positions = marked.nonzero()[:, 0]
         if len(positions):
-            sinks += _sink_calls(row, positions, ranges.visible_start[row], ranges.block_start[row])
-    return Plan(_calls(visible, ranges.query_offset), _calls(blocks, ranges.query_offset), sinks)
+            more += _sink_calls(row, positions, ranges.visible_start[row], ranges.home_start[row])
+    return Plan(visible, home, more)
 
 
-def _spans(starts: Tensor, offset: int) -> list[tuple[int, int, int]]:
-    """``(first query, end query, first key)`` of every run of queries with one start."""
+def _spans(starts: Tensor) -> list[Span]:
     values, counts = torch.unique_consecutive(starts, return_counts=True)
-    spans, query = [], 0
-    for key, count in zip(values.tolist(), counts.tolist(), strict=True):
-        if key != offset + query and len(starts) > 1:
-            raise ProlocError(
-                "attention 'flash' does neither sliding windows nor several queries after a cache; "
-                "use 'auto', 'fused' or 'reference'."
-            )
-        spans.append((query, query + count, key))
-        query += count
-    return spans
+    ends = counts.cumsum(0)
+    return list(zip((ends - counts).tolist(), ends.tolist(), values.tolist(), strict=True))
 
 
-def _calls(rows: list[list[tuple[int, int, int]]], offset: int) -> list[Call]:
-    """Calls for the spans of every row; rows with the same spans share theirs."""
+def _calls(rows: list[list[Span]], offset: int) -> tuple[list[Call], list[Call]]:
+    """Calls that together answer every query once, and calls over the keys before their squares.
+
+    Rows with the same spans share their calls. A single query needs no square: it sees all of its keys.
+    """
     same = all(spans == rows[0] for spans in rows)
     cut = [(slice(0, len(rows)), rows[0])] if same else [(slice(i, i + 1), spans) for i, spans in enumerate(rows)]
-    calls = []
+    calls, before = [], []
     for row, spans in cut:
         for first, end, key in spans:
-            calls.append(Call(row, slice(first, end), slice(key, offset + end), causal=end - first > 1))
-    return calls
+            queries, one = slice(first, end), end - first == 1
+            square = key if one and len(spans) == 1 else offset + first
+            calls.append(Call(row, queries, slice(square, offset + end), causal=not one))
+            if key < square:
+                before.append(Call(row, queries, slice(key, square), causal=False))
+    return calls, before
 
 
-def _sink_calls(row: int, sinks: Tensor, visible: Tensor, block: Tensor) -> list[Call]:
-    """For runs of queries that read the same sinks before their block, a call over those."""
-    first, stop = (torch.searchsorted(sinks, start.to(sinks.dtype)) for start in (visible, block))
+def _sink_calls(row: int, sinks: Tensor, visible: Tensor, home: Tensor) -> list[Call]:
+    """For runs of queries that read the same sinks before their home, a call over those."""
+    first, stop = (torch.searchsorted(sinks, start.to(sinks.dtype)) for start in (visible, home))
     pairs, counts = torch.unique_consecutive(torch.stack((first, stop)), dim=1, return_counts=True)
     calls, query = [], 0
     for begin, end, count in zip(*pairs.tolist(), counts.tolist(), strict=True):

@@ -130,7 +130,7 @@ struct Strided {  // [batch, head, row, head_dim], head_dim contiguous, strides 
 
 extern "C" struct Problem {
   Strided query, key, value, output, grad_output, grad_query, grad_key, grad_value;
-  const int32_t *visible_start, *block_start;  // [batch, query]
+  const int32_t *visible_start, *home_start;  // [batch, query]
   const uint8_t* sinks;                        // [batch, key]
   float *lse, *fidelity, *sink_mass, *entropy; // [batch, head, query]; all but lse may be null
   const float* grad_fidelity;                  // the same, may be null
@@ -246,7 +246,7 @@ struct Tile {
       // Bounds keep a range that breaks its promise from becoming a read outside the keys.
       const int32_t own = p.query_offset + q, seen = std::max(0, std::min(p.visible_start[b * p.queries + q], own));
       visible.lane[lane] = seen;
-      home.lane[lane] = std::max(seen, std::min(p.block_start[b * p.queries + q], own));
+      home.lane[lane] = std::max(seen, std::min(p.home_start[b * p.queries + q], own));
       before_home.lane[lane] = home.lane[lane] - 1;
       position.lane[lane] = own;
     }
@@ -769,7 +769,7 @@ extern "C" void proloc_forward(const Problem* problem) {
     const int64_t begin = chunk * tiles / chunks, end = (chunk + 1) * tiles / chunks;
     const int64_t stop = p.query_offset + std::min(end * LANES, p.queries);
     // Sinks are gathered by themselves, so without the dial's away keys nothing before the blocks is touched.
-    const int32_t* start = (p.retain == 0.0 && !p.fidelity ? p.block_start : p.visible_start) + b * p.queries;
+    const int32_t* start = (p.retain == 0.0 && !p.fidelity ? p.home_start : p.visible_start) + b * p.queries;
     const int32_t* last = start + std::min(end * LANES, p.queries);
     const int64_t from = std::max(0, *std::min_element(start + begin * LANES, last));
     const float* key = rows(p, p.key, b, kv, from, stop, width, buffers.key);

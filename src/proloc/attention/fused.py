@@ -38,7 +38,7 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, _Strided) for name in ("query", "key", "value", "output")),
         *((name, _Strided) for name in ("grad_output", "grad_query", "grad_key", "grad_value")),
-        *((name, ctypes.c_void_p) for name in ("visible_start", "block_start", "sinks")),
+        *((name, ctypes.c_void_p) for name in ("visible_start", "home_start", "sinks")),
         *((name, ctypes.c_void_p) for name in ("lse", "fidelity", "sink_mass", "entropy", "grad_fidelity")),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "head_dim")),
         *((name, ctypes.c_int64) for name in ("query_offset", "bfloat16", "threads")),
@@ -90,7 +90,7 @@ def _run(
 ) -> None:
     """Call the kernel: ``rows`` are ``[batch, head, row, head_dim]``, the rest as in ``Problem``; empty = unwanted."""
     query, key = rows["query"], rows["key"]
-    starts = {"visible_start": ranges.visible_start, "block_start": ranges.block_start, "sinks": ranges.sinks}
+    starts = {"visible_start": ranges.visible_start, "home_start": ranges.home_start, "sinks": ranges.sinks}
     flat = {name: part.contiguous() for name, part in starts.items()} | {"lse": lse, "fidelity": fidelity} | statistics
     problem = _Problem(
         **{name: _Strided(part.data_ptr(), *part.stride()[:3]) for name, part in rows.items()},

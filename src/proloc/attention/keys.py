@@ -74,8 +74,8 @@ class Keys:
         """The same on another device; its numbers keep their types, whatever else is asked for."""
         ranges = self.ranges
         if ranges is not None:
-            start, block, sinks = (part.to(device) for part in (ranges.visible_start, ranges.block_start, ranges.sinks))
-            ranges = KeyRanges(start, block, sinks, ranges.query_offset)
+            start, home, sinks = (part.to(device) for part in (ranges.visible_start, ranges.home_start, ranges.sinks))
+            ranges = KeyRanges(start, home, sinks, ranges.query_offset)
         held = None if self.held is None else self.held.to(device)
         return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from proloc.errors import ProlocError
-from proloc.locality import AWAY, HIDDEN, HOME, SINK
+from proloc.locality import AWAY, HIDDEN, HOME, SINK, home_starts
 
 
 @dataclass(frozen=True)
@@ -14,23 +14,25 @@ class KeyRanges:
     """The keys of every query of one batch; all layers with the same window share it.
 
     Query q stands at key position ``p = query_offset + q`` and sees the keys ``visible_start .. p``; of these, the keys
-    from ``block_start`` on are home, earlier ones are away unless they are sinks. Every query sees at least itself: a
+    from ``home_start`` on are home, earlier ones are away unless they are sinks. Every query sees at least itself: a
     padding query sees only itself, so that its output is finite and its gradients touch no other token.
 
     Attributes:
         visible_start: int32 ``[batch, query]``, the first visible key.
-        block_start: int32 ``[batch, query]``, the first home key; ``visible_start <= block_start <= p``.
+        home_start: int32 ``[batch, query]``, the first home key; ``visible_start <= home_start <= p``.
         sinks: bool ``[batch, key]``, keys that are read at full weight from everywhere that sees them.
         query_offset: position of the first query among the keys.
     """
 
     visible_start: Tensor
-    block_start: Tensor
+    home_start: Tensor
     sinks: Tensor
     query_offset: int = 0
 
     @classmethod
-    def from_blocks(cls, block_ids: Tensor, sinks: Tensor, visible_start: Tensor, query_offset: int = 0) -> "KeyRanges":
+    def from_blocks(
+        cls, block_ids: Tensor, sinks: Tensor, visible_start: Tensor, query_offset: int = 0, *, halo: int = 0
+    ) -> "KeyRanges":
         """Ranges from the block of every key.
 
         Args:
@@ -38,6 +40,7 @@ class KeyRanges:
             sinks: bool ``[batch, key]``.
             visible_start: integer ``[batch, query]``; a start after the query itself marks a padding query.
             query_offset: position of the first query among the keys; keys after the last query are never read.
+            halo: that many blocks before a query's own are home as well.
 
         Raises:
             ProlocError: shapes that do not fit, or a block that is interrupted by another one inside a visible range.
@@ -52,9 +55,8 @@ class KeyRanges:
             )
         positions = torch.arange(query_offset, query_offset + num_queries, device=visible_start.device)
         visible_start = torch.minimum(visible_start.clamp_min(0), positions)
-        run_start, last_seen = _runs(block_ids)
-        block_start = run_start[:, positions]
-        interrupted = last_seen.gather(1, block_start) >= visible_start
+        own_start = home_starts(block_ids, 0)
+        interrupted = _last_seen(block_ids).gather(1, own_start[:, positions]) >= visible_start
         if bool(interrupted.any()):
             row, query = (int(index) for index in interrupted.nonzero()[0])
             position = query_offset + query
@@ -62,7 +64,8 @@ class KeyRanges:
                 f"block {int(block_ids[row, position])} of row {row} is not contiguous at token {position}: another "
                 "block lies between its parts; attention over ranges needs contiguous blocks."
             )
-        return cls(visible_start.int(), torch.maximum(block_start, visible_start).int(), sinks.bool(), query_offset)
+        home_start = (home_starts(block_ids, halo) if halo else own_start)[:, positions]
+        return cls(visible_start.int(), torch.maximum(home_start, visible_start).int(), sinks.bool(), query_offset)
 
     def at(self, positions: Tensor) -> "KeyRanges":
         """The same queries over some of the keys.
@@ -70,27 +73,27 @@ class KeyRanges:
         Args:
             positions: int64 ``[kept]``, ascending; home keys, visible sinks and the queries themselves among them.
         """
-        visible, block = (
-            torch.searchsorted(positions, start.long()).int() for start in (self.visible_start, self.block_start)
+        visible, home = (
+            torch.searchsorted(positions, start.long()).int() for start in (self.visible_start, self.home_start)
         )
         offset = int(torch.searchsorted(positions, self.query_offset))
-        return KeyRanges(visible, block, self.sinks[:, positions], offset)
+        return KeyRanges(visible, home, self.sinks[:, positions], offset)
 
     def relation(self) -> Tensor:
         """The same as a matrix, uint8 ``[batch, 1, query, key]`` of HIDDEN, AWAY, HOME and SINK (see ``locality``)."""
         keys = torch.arange(self.sinks.shape[1], device=self.sinks.device)
         visible = (keys >= self.visible_start[..., None]) & (keys <= self._positions()[:, None])
-        code = torch.where(keys >= self.block_start[..., None], HOME, AWAY)
+        code = torch.where(keys >= self.home_start[..., None], HOME, AWAY)
         code = torch.where(self.sinks[:, None, :], SINK, code)
         return torch.where(visible, code, HIDDEN).to(torch.uint8)[:, None]
 
     def uniform(self) -> Tensor:
         """Share of the visible keys that are home or sink: the fidelity of uniform attention, ``[batch, query]``."""
         before = torch.nn.functional.pad(self.sinks.int().cumsum(1), (1, 0))
-        starts = (part.long() for part in (self.block_start, self.visible_start))
-        sinks_to_block, sinks_to_visible = (before.gather(1, start) for start in starts)
+        starts = (part.long() for part in (self.home_start, self.visible_start))
+        sinks_to_home, sinks_to_visible = (before.gather(1, start) for start in starts)
         positions = self._positions()
-        near = positions - self.block_start + 1 + sinks_to_block - sinks_to_visible
+        near = positions - self.home_start + 1 + sinks_to_home - sinks_to_visible
         return near / (positions - self.visible_start + 1)
 
     def _positions(self) -> Tensor:
@@ -98,13 +101,9 @@ class KeyRanges:
         return torch.arange(first, first + count, device=self.visible_start.device)
 
 
-def _runs(block_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """For every key, where its run of equal ids starts, and the latest earlier key with its id (-1 = none)."""
-    positions = torch.arange(block_ids.shape[1], device=block_ids.device).expand_as(block_ids)
-    opens = torch.ones_like(block_ids, dtype=torch.bool)
-    opens[:, 1:] = block_ids[:, 1:] != block_ids[:, :-1]
-    run_start = torch.where(opens, positions, 0).cummax(dim=1).values if positions.numel() else positions.clone()
+def _last_seen(block_ids: Tensor) -> Tensor:
+    """For every key, the latest earlier key with its id, ``[batch, key]``; -1 = none."""
     ordered, order = block_ids.sort(dim=1, stable=True)
     earlier = torch.full_like(order, -1)
     earlier[:, 1:] = torch.where(ordered[:, 1:] == ordered[:, :-1], order[:, :-1], -1)
-    return run_start, torch.empty_like(order).scatter_(1, order, earlier)
+    return torch.empty_like(order).scatter_(1, order, earlier)

@@ -95,7 +95,7 @@ class Operator:
             key,
             value,
             ranges.visible_start,
-            ranges.block_start,
+            ranges.home_start,
             ranges.sinks,
             retain,
             ranges.query_offset,
@@ -115,16 +115,16 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, ranges: KeyRanges) 
     fits = (
         key.shape == value.shape == (batch, kv_heads, keys, head_dim)
         and heads % max(kv_heads, 1) == 0
-        and ranges.visible_start.shape == ranges.block_start.shape == (batch, queries)
+        and ranges.visible_start.shape == ranges.home_start.shape == (batch, queries)
         and ranges.sinks.shape == (batch, keys)
         and 0 <= ranges.query_offset <= keys - queries
     )
-    parts = (query, key, value, ranges.visible_start, ranges.block_start, ranges.sinks)
+    parts = (query, key, value, ranges.visible_start, ranges.home_start, ranges.sinks)
     kinds = [part.dtype for part in parts] == [*[query.dtype] * 3, torch.int32, torch.int32, torch.bool]
     if not fits or not kinds or len({part.device for part in parts}) != 1:
         shown = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts)
         raise ProlocError(
-            "query, key, value, visible_start, block_start and sinks do not fit each other: "
+            "query, key, value, visible_start, home_start and sinks do not fit each other: "
             f"{shown}, query_offset {ranges.query_offset}."
         )
 
@@ -151,7 +151,7 @@ def _computing(kernel: Kernel) -> Any:
         key: Tensor,
         value: Tensor,
         visible_start: Tensor,
-        block_start: Tensor,
+        home_start: Tensor,
         sinks: Tensor,
         retain: Tensor,
         query_offset: int,
@@ -161,7 +161,7 @@ def _computing(kernel: Kernel) -> Any:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         outputs = _outputs(query, fidelity, statistics)
         if query.numel():
-            ranges = KeyRanges(visible_start, block_start, sinks, query_offset)
+            ranges = KeyRanges(visible_start, home_start, sinks, query_offset)
             kernel.forward((query, key, value), ranges, retain, scaling, outputs)
         return outputs
 
@@ -179,7 +179,7 @@ def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> An
         key: Tensor,
         value: Tensor,
         visible_start: Tensor,
-        block_start: Tensor,
+        home_start: Tensor,
         sinks: Tensor,
         retain: Tensor,
         query_offset: int,
@@ -193,7 +193,7 @@ def _register(name: str, kernel: Kernel, compute: Any, device: str | None) -> An
             for part in grads:
                 part.zero_()
             return grads
-        ranges, qkv = KeyRanges(visible_start, block_start, sinks, query_offset), (query, key, value)
+        ranges, qkv = KeyRanges(visible_start, home_start, sinks, query_offset), (query, key, value)
         return kernel.backward(grad_output, grad_fidelity, qkv, ranges, retain, scaling, output, lse, fidelity)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:

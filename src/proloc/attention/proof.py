@@ -54,7 +54,7 @@ def _largest_error(name: Fast, dtype: torch.dtype, retain: float) -> float:
     ranges = KeyRanges.from_blocks(opens.long().cumsum(1), sinks, start)
     oracle = _answers(reference.attend_ranges, [part.double() for part in qkv], ranges, retain)
     device = DEVICE[name]
-    moved = KeyRanges(ranges.visible_start.to(device), ranges.block_start.to(device), ranges.sinks.to(device))
+    moved = KeyRanges(ranges.visible_start.to(device), ranges.home_start.to(device), ranges.sinks.to(device))
     answers = (_answers(BACKENDS[name], [part.to(device) for part in qkv], moved, retain), oracle)
     errors = [(a.cpu().double() - b).abs().max() / b.abs().max() for a, b in zip(*answers, strict=True)]
     return float(torch.stack(errors).max())

@@ -99,7 +99,7 @@ def _range_tensors(ranges: KeyRanges, retain: Tensor) -> tuple[Tensor, ...]:
     share = torch.where(retain > SMALLEST, retain, 0.0).to(ranges.sinks.device, torch.float32)
     return (
         ranges.visible_start.contiguous(),
-        ranges.block_start.contiguous(),
+        ranges.home_start.contiguous(),
         ranges.sinks.contiguous().view(torch.uint8),
         share,
     )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from proloc.check.finding import LIMIT, Outcome, difference, worst
-from proloc.check.subject import DIALS, GRADED, Subject
-from proloc.hf import dial, find_state, localize, recording
+from proloc.check.subject import DIALS, Subject
+from proloc.hf import dial, find_state, recording
 from proloc.locality import entropy_bits
 
 PADDING = 5
@@ -108,7 +108,7 @@ def statistics(subject: Subject) -> Outcome:
             return Outcome(verdict="not applicable", note="the unmodified model returns no attention weights")
         with recording(subject.twin(), "all") as recorder:
             subject.logits(subject.twin(), 0.5)
-    near = (layout.block_ids[:, :, None] == layout.block_ids[:, None, :]) | layout.sinks[:, None, :]
+    near = subject.oracle.near(layout.block_ids, layout.sinks)
     errors = []
     for layer, weights in enumerate(output.attentions):
         used, retain = (weights * near[:, None]).sum(-1), retains[layer]
@@ -123,13 +123,13 @@ def statistics(subject: Subject) -> Outcome:
 def half_precision(subject: Subject) -> Outcome:
     """bfloat16: dial 0 bit for bit; dialled, no further from float64 than a few times the stock model in bfloat16."""
     stock = copy.deepcopy(subject.stock).bfloat16()
-    twin = localize(copy.deepcopy(stock), GRADED, subject.blocks, sinks=subject.sinks, attention="reference")
+    twin = subject.localised(copy.deepcopy(stock), attention="reference")
     with torch.no_grad():
         plain = stock(input_ids=subject.ids, use_cache=False).logits
     if not torch.equal(subject.logits(twin, 0.0), plain):
         return Outcome(difference(subject.logits(twin, 0.0), plain), limit=0.0, note="at dial 0, bfloat16")
     unavoidable = difference(plain, subject.expected(0.0))
-    fast = localize(copy.deepcopy(stock), GRADED, subject.blocks, sinks=subject.sinks)
+    fast = subject.localised(copy.deepcopy(stock))
     errors = []
     for model in (twin, fast):
         for position in (0.5, 1.0):

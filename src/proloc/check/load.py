@@ -21,8 +21,8 @@ ROOM = 16  # tokens, for padding and what is generated
 def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
     """Load a model and cut two pieces from a text.
 
-    A model that was saved with a locality is checked with its own partitioner and sinks, another one with one sink and
-    blocks of sentences, cut so that a piece has at least four.
+    A model that was saved with a locality is checked with its own partitioner, sinks and halo, another one with one
+    sink, no halo and blocks of sentences, cut so that a piece has at least four.
 
     Args:
         name: as for ``model_store.resolve``.
@@ -48,8 +48,8 @@ def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
     if len(ids) < 2 * tokens:
         raise ProlocError(f"the text has {len(ids)} tokens; a check needs {2 * tokens}.")
     half = len(ids) // 2
-    blocks, sinks = _locality(name, tokens)
-    subject = Subject(load_model(name), blocks, torch.stack([ids[:tokens], ids[half : half + tokens]]), sinks)
+    blocks, sinks, halo = _locality(name, tokens)
+    subject = Subject(load_model(name), blocks, torch.stack([ids[:tokens], ids[half : half + tokens]]), sinks, halo)
     fewest = min(len(set(row)) for row in blocks(subject.ids).tolist())
     if fewest < FEWEST_BLOCKS:
         raise ProlocError(
@@ -59,8 +59,8 @@ def load_subject(name: str, text: str, *, tokens: int = 48) -> Subject:
     return subject
 
 
-def _locality(name: str, tokens: int) -> tuple[Partitioner, int]:
+def _locality(name: str, tokens: int) -> tuple[Partitioner, int, int]:
     if getattr(AutoConfig.from_pretrained(resolve(name)), "proloc", None) is None:
-        return SentenceBlocks(load_tokenizer(name), min_length=4, max_length=tokens // 4), 1
+        return SentenceBlocks(load_tokenizer(name), min_length=4, max_length=tokens // 4), 1, 0
     state = find_state(from_pretrained(resolve(name)))
-    return state.blocks, state.sinks
+    return state.blocks, state.sinks, state.halo

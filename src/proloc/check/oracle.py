@@ -24,14 +24,16 @@ class Oracle:
     Args:
         stock: an unmodified model.
         attention_modules: the attention module of every layer, found in ``stock``.
+        halo: that many blocks before a query's own are home as well.
     """
 
-    def __init__(self, stock: PreTrainedModel, attention_modules: Sequence[nn.Module]) -> None:
+    def __init__(self, stock: PreTrainedModel, attention_modules: Sequence[nn.Module], halo: int = 0) -> None:
         names = {module: name for name, module in stock.named_modules()}
         self.model = copy.deepcopy(stock).double()
         self.model.set_attn_implementation("eager")
         if hasattr(self.model, "set_experts_implementation") and self.model._can_set_experts_implementation():
             self.model.set_experts_implementation("eager")  # grouped products of experts take no float64
+        self.halo = halo
         self._layers = [self.model.get_submodule(names[module]) for module in attention_modules]
 
     def forward(self, block_ids: Tensor, sinks: Tensor, retains: Sequence[float], **inputs: Any) -> Any:
@@ -43,9 +45,16 @@ class Oracle:
             retains: share of its weight that an away key keeps, one per layer.
             **inputs: for the model's forward.
         """
-        away = (block_ids[:, :, None] != block_ids[:, None, :]) & ~sinks[:, None, :]
+        away = ~self.near(block_ids, sinks)
         with self._dialled(away[:, None], retains):
             return self.model(use_cache=False, **inputs)
+
+    def near(self, block_ids: Tensor, sinks: Tensor) -> Tensor:
+        """Which keys are home or sink, bool ``[batch, query, key]``; later keys are not considered."""
+        edges = torch.zeros_like(block_ids)
+        edges[:, 1:] = block_ids[:, 1:] != block_ids[:, :-1]
+        between = (edges.cumsum(1)[:, :, None] - edges.cumsum(1)[:, None, :]).abs()  # edges between query and key
+        return (block_ids[:, :, None] == block_ids[:, None, :]) | (between <= self.halo) | sinks[:, None, :]
 
     @contextmanager
     def _dialled(self, away: Tensor, retains: Sequence[float]) -> Iterator[None]:

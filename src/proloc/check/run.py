@@ -102,6 +102,7 @@ def report_dict(subject: Subject, name: str, findings: list[Finding]) -> dict[st
         "tokens": subject.length,
         "blocks": {"kind": subject.blocks.kind, "settings": subject.blocks.settings()},
         "sinks": subject.sinks,
+        "halo": subject.halo,
         "passed": all(finding.verdict != "FAILED" for finding in findings),
         "attention": describe(subject.twin())["computed_by"],
         "findings": [asdict(finding) for finding in findings],

@@ -36,12 +36,14 @@ class Subject:
         blocks: the partitioner whose blocks are used.
         ids: int64 ``[2, seq]``, two texts of one length, no padding.
         sinks: as for ``localize``.
+        halo: likewise.
     """
 
     stock: PreTrainedModel
     blocks: Partitioner
     ids: Tensor
     sinks: int = 1
+    halo: int = 0
     _twins: dict[tuple[str, str], PreTrainedModel] = field(default_factory=dict)
     _expected: dict[tuple[float, str], Tensor] = field(default_factory=dict)
 
@@ -63,12 +65,18 @@ class Subject:
         if key not in self._twins:
             shared = {id(tensor): tensor for tensor in [*self.stock.parameters(), *self.stock.buffers()]}
             copied = copy.deepcopy(self.stock, shared)
-            self._twins[key] = localize(copied, schedule, self.blocks, sinks=self.sinks, attention=attention)
+            self._twins[key] = self.localised(copied, schedule, attention)
         return self._twins[key]
+
+    def localised(
+        self, model: PreTrainedModel, schedule: Schedule = GRADED, attention: Requested = "auto"
+    ) -> PreTrainedModel:
+        """The model, localised in place with this subject's blocks, sinks and halo."""
+        return localize(model, schedule, self.blocks, sinks=self.sinks, halo=self.halo, attention=attention)
 
     @cached_property
     def oracle(self) -> Oracle:
-        return Oracle(self.stock, attention_layers(self.stock))
+        return Oracle(self.stock, attention_layers(self.stock), self.halo)
 
     @property
     def late(self) -> Schedule:

@@ -1,4 +1,4 @@
-"""A key/value cache in which hard layers keep only the sinks and the current block (ours).
+"""A key/value cache in which hard layers keep only the sinks and the current block, with its halo (ours).
 
 A layer whose away keys keep nothing of their weight never reads a block again once every row has left it. Its keys are
 dropped then, so what a hard layer holds and reads for a new token grows with the block and not with the text. The cache
@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from proloc.errors import ProlocError
 from proloc.hf.state import LocalityState, find_state
-from proloc.locality import Layout
+from proloc.locality import Layout, home_starts
 
 FULL_CACHE = "pass past_key_values=DynamicCache(config=model.config) to keep every key"
 FORWARD_ONLY = {"greedy_search", "sample", "beam_search", "beam_sample"}  # ways to generate that roll nothing back
@@ -97,7 +97,7 @@ class LocalLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class LocalCache(DynamicCache):  # type: ignore[misc]
-    """A cache for ``generate`` whose hard layers (dial * lambda = 1) hold the sinks and the current block only.
+    """A cache for ``generate`` whose hard layers (dial * lambda = 1) hold sinks and the current block with its halo.
 
     Other layers have what transformers gives them, sliding windows included; what is generated is the same.
     Rows whose blocks start at different tokens keep the keys from the earliest start on. Blocks that are not contiguous
@@ -164,7 +164,7 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
         if any(layer.seen != past for layer in self.local.values()):
             raise ProlocError("the latest forward pass with this cache did not come to its end; start with a new one.")
         hard = all(float(state.retain[number]) == 0.0 for number in self.local)
-        starts = _block_starts(layout.block_ids)
+        starts = _home_starts(layout)
         if len(self._held) < past:
             self._check(layout, past, hard, None if starts is None else starts[:, past:])
         self._held = self._held.to(layout.block_ids.device)
@@ -198,16 +198,15 @@ class LocalCache(DynamicCache):  # type: ignore[misc]
             )
 
 
-def _block_starts(block_ids: Tensor) -> Tensor | None:
-    """Where the block of every token starts, ``[batch, token]``; None where a block is interrupted by another."""
+def _home_starts(layout: Layout) -> Tensor | None:
+    """Where the home of every token starts, ``[batch, token]``; None where a block is interrupted by another."""
+    block_ids = layout.block_ids
     steps = torch.diff(block_ids, dim=1)
     if bool((steps < 0).any()):
         ordered = block_ids.sort(dim=1).values
         if not torch.equal((steps != 0).sum(dim=1), (torch.diff(ordered, dim=1) != 0).sum(dim=1)):
             return None
-    positions = torch.arange(1, block_ids.shape[1], device=block_ids.device)
-    opens = torch.nn.functional.pad(torch.where(steps != 0, positions, 0), (1, 0))
-    return opens.cummax(dim=1).values
+    return home_starts(block_ids, layout.halo)
 
 
 def _needed_in_window(given: Tensor, needed: Tensor | None, window: int | None, past: int, total: int) -> Tensor | None:

@@ -160,6 +160,7 @@ def render_card(setting: Setting, *, localities: Iterable[float], architecture: 
                 "Blocks": escape(_words({"kind": setting.blocks.kind, **setting.blocks.settings})),
                 **_block_lengths(setting.figures),
                 "Sinks": f"{setting.sinks} (that many first tokens of a sequence can always be read)",
+                "Halo": f"{setting.halo} (that many blocks before a token's own are read like it)",
                 "Saved with": escape(", ".join(f"{name} {number}" for name, number in setting.made_with.items())),
             }
         ),

@@ -17,7 +17,7 @@ WHERE = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "for
 
 
 def from_pretrained(name: str | Path, *, attention: Requested = "auto", **kwargs: Any) -> PreTrainedModel:
-    """Load a localised model that ``save_pretrained`` wrote, with its schedule, blocks, sinks, dial and figures.
+    """Load a localised model that ``save_pretrained`` wrote, with its schedule, blocks, sinks, halo, dial and figures.
 
     Adapters that PEFT saved load too, where the model they were made for is a saved localised one.
 
@@ -34,7 +34,8 @@ def from_pretrained(name: str | Path, *, attention: Requested = "auto", **kwargs
     setting = read_setting(getattr(model.config, "proloc", None), str(name))
     where = {key: kwargs[key] for key in WHERE if key in kwargs}
     blocks = build_blocks(setting, str(name), _arrays_file(setting, str(name), where, model.name_or_path), provide)
-    localised = localize(model, build_schedule(setting, str(name)), blocks, sinks=setting.sinks, attention=attention)
+    schedule = build_schedule(setting, str(name))
+    localised = localize(model, schedule, blocks, sinks=setting.sinks, halo=setting.halo, attention=attention)
     state = find_state(localised)
     state.set_dial(setting.dial)
     enter_setting(localised.config, state, [figure.model_dump() for figure in setting.figures])

@@ -30,6 +30,7 @@ def localize(
     blocks: Partitioner,
     *,
     sinks: int = 1,
+    halo: int = 0,
     attention: Requested = "auto",
 ) -> PreTrainedModel:
     """Give a Hugging Face decoder a locality schedule and a dial, which starts at 1.
@@ -43,6 +44,7 @@ def localize(
         schedule: locality of every layer.
         blocks: a causal partitioner.
         sinks: that many first tokens of every sequence can always be read.
+        halo: that many blocks before a token's own are home as well.
         attention: "auto" takes the fastest that can do what is asked, and ``describe`` says which; "reference" equals
             eager attention bit for bit at dial 0; "fused", "flash", "triton" or "sdpa" are used or refused.
 
@@ -57,7 +59,7 @@ def localize(
         raise ProlocError(
             f"this {type(model).__name__} is part of a localised model; localize the whole model instead."
         )
-    state = LocalityState(schedule, blocks, sinks, attention, len(layers))
+    state = LocalityState(schedule, blocks, sinks, attention, len(layers), halo)
     _own_config(model)
     routing.register()
     model.set_attn_implementation(routing.NAME)

@@ -27,7 +27,7 @@ from proloc.hf.routing import NAME
 from proloc.hf.state import LocalityState
 from proloc.schedule import Schedule, schedule_from_dict, schedule_to_dict
 
-FORMAT = 2
+FORMAT = 3
 TENSORS_FILE = "proloc.safetensors"
 CARD_FILE = "README.md"
 OUR_FILES = (TENSORS_FILE, CARD_FILE)
@@ -69,7 +69,7 @@ class BlocksSetting(Part):
 class Setting(Part):
     """What ``config.json`` holds under "proloc"."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     made_with: dict[str, str]
     """Versions that saved it."""
     base_model: str | None
@@ -77,6 +77,8 @@ class Setting(Part):
     schedule: dict[str, Any]
     blocks: BlocksSetting
     sinks: int = Field(ge=0)
+    halo: int = Field(default=0, ge=0)
+    """Formats 1 and 2 had none, which is 0."""
     dial: float = Field(ge=0.0, le=1.0)
     figures: list[Figure]
 
@@ -101,6 +103,7 @@ def enter_setting(config: PreTrainedConfig, state: LocalityState, figures: list[
             arrays={name: list(tensor.shape) for name, tensor in state.blocks.tensors().items()},
         ),
         sinks=int(state.sinks),
+        halo=int(state.halo),
         dial=state.dial,
         figures=[Figure(**figure) for figure in figures or []],
     ).model_dump()
@@ -117,7 +120,7 @@ def asking_for_our_attention(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def read_setting(data: Any, name: str) -> Setting:
-    """The setting that ``config.json`` holds, also one of format 1.
+    """The setting that ``config.json`` holds, also one of an older format.
 
     Args:
         data: the value of "proloc".
@@ -131,12 +134,14 @@ def read_setting(data: Any, name: str) -> Setting:
     number = data.get("format") if isinstance(data, dict) else data
     if type(number) is int and number > FORMAT:
         raise ProlocError(
-            f"{name} was saved by a newer proloc, in format {number}; this one reads 1 and 2, so upgrade it."
+            f"{name} was saved by a newer proloc, in format {number}; this one reads 1 to {FORMAT}, so upgrade it."
         )
     if type(number) is not int or number < 1:
-        raise _wrong(name, f"its format is {number!r}, not 1 or 2")
+        raise _wrong(name, f"its format is {number!r}, not 1 to {FORMAT}")
     try:
-        return Setting.model_validate_json(json.dumps(_from_format_1(data) if number == 1 else data))
+        return Setting.model_validate_json(
+            json.dumps(_from_format_1(data) if number == 1 else {**data, "format": FORMAT})
+        )
     except ValidationError as error:
         raise _wrong(name, _first_problem(error)) from error
 

@@ -78,9 +78,9 @@ def keys_mask(
     windowed = starts is not None and kwargs.get("local_size") is not None
     try:
         ranges = None if starts is None else KeyRanges.from_blocks(
-            layout.block_ids, layout.sinks, starts, request.q_offset - request.kv_offset
+            layout.block_ids, layout.sinks, starts, request.q_offset - request.kv_offset, halo=layout.halo
         )  # fmt: skip
-    except ProlocError:  # blocks that are not contiguous
+    except ProlocError:  # blocks that are not contiguous; with a halo, relation() refuses them
         ranges = None
     held = current.held
     if held is not None:
@@ -96,7 +96,7 @@ def _key_window(layout: Layout, start: int, length: int) -> Layout:
     if missing > 0:
         block_ids = torch.nn.functional.pad(block_ids, (0, missing), value=-1)
         sinks = torch.nn.functional.pad(sinks, (0, missing), value=False)
-    return Layout(block_ids, sinks)
+    return Layout(block_ids, sinks, layout.halo)
 
 
 def dialled_attention(

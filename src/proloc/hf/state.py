@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from proloc.attention import Attention, Choice, Keys, Requested, Wanted, check_requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
-from proloc.locality import Layout, mark_sinks, retained
+from proloc.locality import Layout, check_halo, mark_sinks, retained
 from proloc.metrics import AttentionStatistics, measure
 from proloc.schedule import Schedule
 
@@ -78,12 +78,19 @@ class Recorder:
 
 
 class LocalityState:
-    """Schedule, partitioner, sinks and dial of one localised model."""
+    """Schedule, partitioner, sinks, halo and dial of one localised model."""
 
     def __init__(
-        self, schedule: Schedule, blocks: Partitioner, sinks: int, requested: Requested, num_layers: int
+        self,
+        schedule: Schedule,
+        blocks: Partitioner,
+        sinks: int,
+        requested: Requested,
+        num_layers: int,
+        halo: int = 0,
     ) -> None:
         check_requested(requested)
+        check_halo(halo)
         if not isinstance(sinks, int) or sinks < 0:
             raise ProlocError(f"sinks is {sinks!r}; it must be a whole number, 0 or more.")
         if not blocks.causal:
@@ -94,6 +101,7 @@ class LocalityState:
         self.schedule = schedule
         self.blocks = blocks
         self.sinks = sinks
+        self.halo = halo
         self.requested: Requested = requested
         self.chosen: dict[int, Choice] = {}  # by layer, in the latest forward pass
         self.localities = schedule.localities(num_layers)
@@ -124,7 +132,7 @@ class LocalityState:
             block_ids = self.blocks(input_ids, valid, starts)
         if valid is None:
             valid = torch.ones_like(block_ids, dtype=torch.bool)
-        return Layout(block_ids, mark_sinks(self.sinks, valid, starts))
+        return Layout(block_ids, mark_sinks(self.sinks, valid, starts), self.halo)
 
 
 def find_state(model: nn.Module) -> LocalityState:
@@ -189,6 +197,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "dial": state.dial,
         "blocks": state.blocks.kind,
         "sinks": state.sinks,
+        "halo": state.halo,
         "attention": state.requested,
         "computed_by": sorted({f"{each.name}: {each.reason}" for each in state.chosen.values()}),
     }

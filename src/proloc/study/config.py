@@ -116,6 +116,8 @@ class Condition(Section):
     NAME of a ``[partitioners.NAME]``."""
     mode: Mode | None = None
     """None = the study's mode."""
+    halo: int | None = Field(default=None, ge=0)
+    """None = the study's halo."""
     override: dict[str, Any] = Field(default={})
     """What this condition does otherwise than the study, for example {penalty.phi = 0.3, sinks = 4}; it can change
     sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
@@ -182,6 +184,8 @@ class StudyConfig(Section):
     sink_token: bool = False
     """Put one more token in front of every window, which can always be read and whose embedding is tuned: the
     tokenizer's BOS, else its EOS. Text and targets stay the same."""
+    halo: int = Field(default=0, ge=0)
+    """That many blocks before a token's own are home as well."""
     dials: list[Position] = Field(default=[])
     """Measure every tuned model at these positions of the dial too."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
@@ -218,7 +222,8 @@ class StudyConfig(Section):
         if REFERENCE not in names:
             raise ValueError(f'conditions need "{REFERENCE}", the reference of every comparison')
         reference, standard = self.conditions[names.index(REFERENCE)], STANDARD_CONDITIONS[REFERENCE]
-        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks) or reference.override:
+        plain = ("schedule", "blocks", "halo", "override")
+        if any(getattr(reference, key) != getattr(standard, key) for key in plain):
             raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
         for condition in self.conditions:
             self._check(condition)
@@ -279,6 +284,9 @@ class StudyConfig(Section):
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+    def halo_of(self, condition: Condition) -> int:
+        return self.halo if condition.halo is None else condition.halo
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -42,7 +42,9 @@ SAMPLE_TOKENS = 112
 def baseline(config: StudyConfig, prepared: Prepared, progress: OnProgress) -> Metrics:
     """The unmodified model on the held-out windows, measured with the semantic blocks."""
     blocks = prepared.blocks("semantic", 0)
-    model = localize(load_model(config.model), Uniform(value=0.0), blocks.partitioner, sinks=config.sinks)
+    model = localize(
+        load_model(config.model), Uniform(value=0.0), blocks.partitioner, sinks=config.sinks, halo=config.halo
+    )
     return _metrics(
         evaluate(model, prepared.held_out, blocks.held_out, progress=lambda *done: progress("measuring", *done))
     )
@@ -61,7 +63,11 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     prepared = load_prepared(folder)
     blocks = prepared.blocks(condition.blocks, seed)
     model = localize(
-        load_model(config.model), condition.build(), blocks.partitioner, sinks=config.sinks + int(config.sink_token)
+        load_model(config.model),
+        condition.build(),
+        blocks.partitioner,
+        sinks=config.sinks + int(config.sink_token),
+        halo=config.halo_of(condition),
     )
     sink_token = sink_token_of(load_tokenizer(config.model)) if config.sink_token else None
     train = make_windows(prepared.train, blocks.train, sink_token)
