@@ -122,6 +122,12 @@ class LocalityState:
         self.retain.copy_(retained(torch.tensor(self.localities, dtype=torch.float64), dial))
         self.dial = dial
 
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Give the model another schedule and leave the dial where it stands."""
+        self.localities = schedule.localities(len(self.localities))
+        self.schedule = schedule
+        self.set_dial(self.dial)
+
     def layout(
         self, input_ids: Tensor | None, block_ids: Tensor | None, valid: Tensor | None, starts: Tensor | None
     ) -> Layout:

@@ -22,7 +22,9 @@ Position = Annotated[float, Field(ge=0.0, le=1.0)]
 OVERRIDABLE = (
     "sinks",
     "sink_token",
+    "dials",
     "penalty",
+    "budget",
     "training.dial",
     "training.distil",
     "training.temperature",
@@ -105,6 +107,17 @@ class PenaltySection(Section):
     """Nats per token for each unit of missing fidelity."""
 
 
+class BudgetSection(Section):
+    """As local as a cost allows: what is pushed goes up while the cross-entropy stays within the budget."""
+
+    cost: float | None = Field(default=None, gt=0.0)
+    """Allowed rise of the perplexity over that of the reference tuned with the same seed, which then runs first, on the
+    same batches: 0.01 = one per cent. None = no budget."""
+    push: Literal["hard-layers", "lambda", "phi"] = "hard-layers"
+    """"hard-layers": how many last layers are hard, instead of the schedule; "lambda": a factor on the schedule;
+    "phi": the penalty's fidelity target (modes "soft" and "both")."""
+
+
 class Condition(Section):
     """One way of making the model local."""
 
@@ -120,7 +133,7 @@ class Condition(Section):
     """None = the study's halo."""
     override: dict[str, Any] = Field(default={})
     """What this condition does otherwise than the study, for example {penalty.phi = 0.3, sinks = 4}; it can change
-    sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
+    sinks, sink_token, dials, penalty, budget, and of training dial, distil, temperature and teacher."""
 
     @field_validator("schedule")
     @classmethod
@@ -177,6 +190,7 @@ class StudyConfig(Section):
     length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
+    budget: BudgetSection = BudgetSection()
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
@@ -234,6 +248,13 @@ class StudyConfig(Section):
         seen = self.of(condition)
         if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
             raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
+        pushed = seen.budget.push if seen.budget.cost else None
+        if pushed == "phi" and self.mode_of(condition) == "hard":
+            raise ValueError(f'condition {condition.name!r} pushes phi, which mode "hard" has no penalty for')
+        if pushed in ("lambda", "hard-layers") and self.mode_of(condition) == "soft":
+            raise ValueError(f'condition {condition.name!r} has mode "soft" and can push "phi" only')
+        if pushed and seen.training.dial != 1.0:
+            raise ValueError(f"condition {condition.name!r} has a budget, which moves the dial itself; leave dial out")
         taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
         if taught and self.sink_token and not seen.sink_token:
             raise ValueError(
@@ -245,17 +266,23 @@ class StudyConfig(Section):
         data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
         for key, value in condition.override.items():
             data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+        data["halo"] = self.halo_of(condition)
         if condition.name == REFERENCE:
             data["training"] |= {"dial": 1.0, "distil": 0.0}
+            data["budget"] = {}
         try:
             return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
         except ValidationError as error:
-            raise ValueError(f"condition {condition.name!r}: {_first_problem(error)}".rstrip(".")) from error
+            raise ValueError(f"condition {condition.name!r}: {first_problem(error)}".rstrip(".")) from error
 
     def taught_by_reference(self) -> list[Condition]:
         """The conditions whose teacher is the tuned reference."""
         seen = [(each, self.of(each).training) for each in self.conditions]
         return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
+
+    def budgeted(self) -> list[Condition]:
+        """The conditions whose locality goes as far as a budget allows."""
+        return [each for each in self.conditions if self.of(each).budget.cost is not None]
 
     @model_validator(mode="after")
     def _partitioners_can_be_built(self) -> "StudyConfig":
@@ -296,6 +323,7 @@ SECTIONS: dict[str, type[Section]] = {
     "partitioners.NAME": BlocksSection,
     "training": TrainingSection,
     "penalty": PenaltySection,
+    "budget": BudgetSection,
     "conditions": Condition,
 }
 
@@ -319,7 +347,7 @@ def load_config(path: str | Path) -> StudyConfig:
     except tomllib.TOMLDecodeError as error:
         raise ProlocError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
-        raise ProlocError(f"{path}: {_first_problem(error)}") from error
+        raise ProlocError(f"{path}: {first_problem(error)}") from error
     if config.text.file is None:
         return config
     try:
@@ -329,7 +357,20 @@ def load_config(path: str | Path) -> StudyConfig:
     return config.model_copy(update={"text": config.text.model_copy(update={"file": file})})
 
 
-def _first_problem(error: ValidationError) -> str:
+def with_budget(config: StudyConfig, cost: float) -> StudyConfig:
+    """The same study with a budget for every condition but the reference and those with a budget of their own.
+
+    Raises:
+        ProlocError: a condition cannot have one.
+    """
+    data = config.model_dump(exclude_unset=True)
+    try:
+        return StudyConfig.model_validate({**data, "budget": {**data.get("budget", {}), "cost": cost}})
+    except ValidationError as error:
+        raise ProlocError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
     """The first problem as one sentence that names the key."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])

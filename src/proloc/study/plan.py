@@ -57,6 +57,15 @@ def teacher_folder(folder: Path, seed: int) -> Path:
     return folder / "teachers" / run_name(REFERENCE, seed)
 
 
+def reference_log(folder: Path, seed: int, steps: int) -> list[float] | None:
+    """Cross-entropy of the reference at every step; None where no such run finished with every step logged."""
+    path = run_path(folder, REFERENCE, seed)
+    found = load_run(path) if path.is_file() else None
+    if found is None or found.training is None or len(found.training.log) != steps:
+        return None
+    return [point.loss for point in found.training.log]
+
+
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """The part of a configuration that all results of one folder must share, flat, JSON-able."""
     data = config.model_dump(mode="json", exclude={"seeds", "conditions"})
@@ -116,11 +125,16 @@ def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
 def in_stages(
     config: StudyConfig, folder: Path, pending: list[tuple[Condition, int]]
 ) -> list[list[tuple[Condition, int]]]:
-    """Pending runs in the order of their needs: references that teach first, again where their model is gone."""
-    taught = {condition.name for condition in config.taught_by_reference()}
-    seeds = [seed for seed in config.seeds if any(one.name in taught and theirs == seed for one, theirs in pending)]
+    """Pending runs in the order of their needs: references first, again where what others need of them is gone."""
+    taught, budgeted = ({each.name for each in found} for found in (config.taught_by_reference(), config.budgeted()))
     reference = next(condition for condition in config.conditions if condition.name == REFERENCE)
-    first = [(reference, seed) for seed in seeds if not teacher_folder(folder, seed).is_dir()]
+    first = []
+    for seed in config.seeds:
+        waiting = {condition.name for condition, theirs in pending if theirs == seed}
+        no_teacher = waiting & taught and not teacher_folder(folder, seed).is_dir()
+        no_log = waiting & budgeted and reference_log(folder, seed, config.training.steps) is None
+        if no_teacher or no_log:
+            first.append((reference, seed))
     return [stage for stage in (first, [each for each in pending if each not in first]) if stage]
 
 

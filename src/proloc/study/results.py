@@ -92,12 +92,21 @@ class Sample(Record):
 
 
 class TrainingPoint(Record):
-    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats."""
+    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats.
+
+    Attributes:
+        share: with a budget, how much of what it pushes was in force, in [0, 1].
+        log_multiplier: of the budget, after this step.
+        gap: moving average of the cross-entropy minus that of the reference on the same batches, in nats.
+    """
 
     step: int
     loss: float
     penalty: float
     distillation: float | None = None
+    share: float | None = None
+    log_multiplier: float | None = None
+    gap: float | None = None
 
 
 class Training(Record):

@@ -33,7 +33,7 @@ from proloc.study.results import (
     Training,
 )
 from proloc.study.text import describe_source
-from proloc.study.tuning import OnProgress, teacher_of, tune
+from proloc.study.tuning import OnProgress, budget_of, teacher_of, tune
 from proloc.study.windows import Windows, make_windows, sink_token_of
 
 SAMPLE_TOKENS = 112
@@ -59,6 +59,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     """
     started = datetime.now(UTC)
     teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
+    every_step = bool(config.budgeted())
     study, config = config.of(STANDARD_CONDITIONS[REFERENCE]), config.of(condition)
     prepared = load_prepared(folder)
     blocks = prepared.blocks(condition.blocks, seed)
@@ -85,8 +86,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
         )
 
     untuned = measure(model, position)
-    teacher = teacher_of(study, config, folder, seed)
-    tuned, log = tune(folder, config, condition, seed, model, train, teacher, progress)
+    teacher, budget = teacher_of(study, config, folder, seed), budget_of(config, folder, seed)
+    tuned, log = tune(folder, config, condition, seed, model, train, teacher, budget, every_step, progress)
     at = {dial: measure(tuned, dial) for dial in sorted({*config.dials, position})}
     if not all(math.isfinite(each.loss) for each in at.values()):
         raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
