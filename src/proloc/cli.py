@@ -96,8 +96,8 @@ def _add_localize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "localize",
         "make a model as local as possible at no more than a given cost",
         "Tune a model on a text, once as it is and once as local as the budget allows, and keep the local one with\n"
-        "its model card. Interrupt it whenever you like; the same command continues it. The budget is held on training\n"
-        "batches; what it came to on held-out text is printed, and is in the report.",
+        "its model card. Interrupt it whenever you like; the same command continues it. The budget is held on\n"
+        "training batches; what it came to on held-out text is printed, and is in the report.",
         _localize,
     )
     parser.add_argument("model", help="builtin, smollm2-135m, a folder or a Hub id")

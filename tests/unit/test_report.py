@@ -28,7 +28,7 @@ from proloc.report.rows import HEADERS, make_rows
 from proloc.study.results import RunResult, StudyRecord, load_study
 from proloc.study.statistics import StudySummary, summarise
 
-OPTIONAL = {"dial"}  # drawn only where a study asks its question
+OPTIONAL = {"dial", "hard_layers", "budget"}  # drawn only where a study asks its question
 FIGURES = [plan.name for plan in PLANS if plan.name not in OPTIONAL]
 HOSTILE = '<script>alert(1)</script>"&'
 

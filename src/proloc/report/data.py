@@ -6,6 +6,7 @@ from functools import cached_property
 
 from proloc.study.dials import AtDial, compare_dials
 from proloc.study.results import Metrics, RunResult, StudyRecord
+from proloc.study.sensitivity import Change, find_changes
 from proloc.study.statistics import REFERENCE, ConditionSummary, Measures, StudySummary, summarise, usable_metrics
 
 
@@ -30,6 +31,11 @@ class ReportData:
     def dials(self) -> list[AtDial]:
         """Models tuned at many positions of the dial, at every position they were measured at."""
         return compare_dials(self.study, self.runs)
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """Pairs of conditions that differ in one setting."""
+        return find_changes(self.study, self.runs)
 
     @cached_property
     def measured(self) -> list[ConditionSummary]:
