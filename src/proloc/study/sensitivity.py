@@ -38,7 +38,7 @@ class Change(Record):
 def find_changes(study: StudyRecord, runs: Sequence[RunResult]) -> list[Change]:
     """For every condition, the first one of the plan that differs from it in one setting and is measured too."""
     done = {name: [run for run in runs if run.condition == name and usable_metrics(run)] for name in study.conditions}
-    measured = {name: found for name, found in done.items() if found}
+    measured = {name: found for name, found in done.items() if found and "condition" in found[0].config}
     reference = _by_seed(measured.get(REFERENCE, []))
     changes = []
     names = [name for name in measured if name != REFERENCE]

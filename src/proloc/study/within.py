@@ -69,7 +69,7 @@ def localise_within(
                 "name": "local",
                 "model": model,
                 "text": {"file": str(text.expanduser().resolve())},
-                "blocks": {"kind": "recruitment", "mean_length": 64, "min_length": 16},
+                "blocks": {"kind": "sentence", "min_length": 32, "max_length": 128},
                 "training": {"steps": steps, "context": min(CONTEXT, most), "batch_size": 2, "accumulation": 2},
                 "mode": mode,
                 "seeds": [0],
