@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-oldest matrix check docs clean
+.PHONY: help demo test test-slow test-oldest matrix bench check docs clean
 
 help:
 	@echo "make demo         run the built-in study and write its report (arguments for proloc study: ARGS=...)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow    the tests that take minutes, those with other tools among them"
 	@echo "make test-oldest  the tests of exactness with the oldest supported transformers"
 	@echo "make matrix       compute the conformance matrix of the documentation again"
+	@echo "make bench        measure the cost of attention and of whole models again, about half an hour on one core"
 	@echo "make check        ruff, mypy and the import rules"
 	@echo "make docs         the documentation as HTML"
 	@echo "make clean        remove the environment and all caches"
@@ -43,6 +44,11 @@ test-oldest: .venv-oldest/.installed
 
 matrix: .venv/.installed-dev
 	cd tests/conformance && ../../$(BIN)/python matrix.py
+
+# Tables and figures in benchmarks/results; times are CPU time, but other work on the machine still disturbs them.
+bench: .venv/.installed-dev
+	$(BIN)/python benchmarks/attention.py --out benchmarks/results
+	$(BIN)/python benchmarks/model.py --out benchmarks/results
 
 docs: .venv/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build

@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from errors import errors
 
-from proloc.attention import reference, sdpa
+from proloc.attention import flex, reference, sdpa
 from proloc.attention.layout import KeyRanges
 from proloc.attention.proof import BACKENDS, DEVICE
 
@@ -28,9 +30,12 @@ HEADS, HEAD_DIM = 12, 64
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 QUICK = (128, 512)
 LONGEST_MATRIX, LONGEST_REFERENCE = 4096, 1024  # ways that write T x T down stop here
+FLEX = (512, 1024, 4096)  # it is compiled anew for every length, which takes 20 seconds
 LONGEST_IN_FULL = 4096  # beyond, only the ways that a user would choose
 DIALS = (0.0, 0.5, 1.0)
-SECONDS = 0.5  # wanted for every way and length
+SECONDS = 0.2  # wanted for every way and length
+PARTS = ("attention", "flex", "decode", "memory", "errors")
+REMEMBERED = ("plain", "flash, dial 0.5, fidelity", "fused, dial 0.5, fidelity", "sdpa with a mask, dial 0.5")
 Way = Callable[[bool], object]
 
 
@@ -97,6 +102,22 @@ def decoding(keys: int) -> dict[str, Way]:
     }
 
 
+def flexing(length: int) -> dict[str, Way]:
+    """FlexAttention, compiled; on a CPU there is no backward pass and no log-sum, so only what one pass says."""
+    batch = max(1, 2048 // length)
+    ranges, inputs = key_ranges(batch, length), [torch.randn(batch, HEADS, length, HEAD_DIM) for _ in range(3)]
+
+    def dialled(dial: float) -> Way:
+        retain = torch.tensor(1.0 - dial, dtype=torch.float64)
+        return lambda _: flex.attend_ranges(*inputs, ranges, retain, scaling=HEAD_DIM**-0.5)
+
+    plain = torch.nn.functional.scaled_dot_product_attention
+    compiled = {"flex, dial 0": dialled(0.0), "flex, dial 1": dialled(1.0)}
+    for way in compiled.values():
+        way(False)
+    return {"plain": lambda _: plain(*inputs, is_causal=True), **compiled}
+
+
 def alternate(found: dict[str, Way], backward: bool, seconds: float) -> dict[str, list[float]]:
     """CPU seconds of every way, run in turn; fewer turns where one takes long."""
     times: dict[str, list[float]] = {name: [] for name in found}
@@ -161,37 +182,64 @@ def processor() -> str:
     return f"{fields.get('model name', platform.machine())}, {' '.join(wide)}"
 
 
-def measure(quick: bool) -> dict[str, object]:
-    """All results."""
+def measure(quick: bool, parts: list[str]) -> dict[str, Any]:
+    """The results of some parts."""
     torch.set_num_threads(1)
-    seconds = 0.1 if quick else SECONDS
-    speed = flops_per_second()
+    seconds, speed = 0.1 if quick else SECONDS, flops_per_second()
     result: list[dict[str, object]] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for length in QUICK if quick else LENGTHS if dtype is torch.float32 else LENGTHS[:6]:
-            batch = max(1, 2048 // length)
-            found = ways(batch, length, dtype)
-            pairs = batch * HEADS * length * (length + 1) / 2
-            for backward, kind, products in ((False, "forward", 4), (True, "forward + backward", 14)):
-                limit = products * HEAD_DIM * pairs / speed if dtype is torch.float32 else None
-                suffix = "" if dtype is torch.float32 else ", bfloat16"
-                result += rows(kind + suffix, length, alternate(found, backward, seconds), limit)
-            print(f"length {length}, {dtype} done", file=sys.stderr)
+    if "attention" in parts:
+        for dtype in (torch.float32, torch.bfloat16):
+            for length in QUICK if quick else LENGTHS if dtype is torch.float32 else LENGTHS[:6]:
+                result += attending(length, dtype, seconds, speed)
+                print(f"length {length}, {dtype} done", file=sys.stderr)
     with torch.no_grad():
-        for length in QUICK if quick else LENGTHS[3:]:
+        for length in (QUICK[1:] if quick else FLEX) if "flex" in parts else ():
+            result += rows("FlexAttention, forward", length, alternate(flexing(length), False, seconds), None)
+        for length in (QUICK if quick else LENGTHS[3:]) if "decode" in parts else ():
             result += rows("decode", length, alternate(decoding(length), False, seconds), None)
-    memory = {}
-    for name in ("plain", "flash, dial 0.5, fidelity", "fused, dial 0.5, fidelity", "sdpa with a mask, dial 0.5"):
-        command = [sys.executable, __file__, "--memory", name, "--length", str(512 if quick else 4096)]
-        memory[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     machine = {"processor": processor(), "torch": torch.__version__, "threads": 1, "gflops": speed / 1e9}
-    return {"schema": 1, "machine": machine, "heads": HEADS, "head_dim": HEAD_DIM, "rows": result, "megabytes": memory}
+    found: dict[str, Any] = {"schema": 2, "machine": machine, "heads": HEADS, "head_dim": HEAD_DIM, "rows": result}
+    if "memory" in parts:
+        found["megabytes"] = {name: _measured_apart(name, 512 if quick else 4096) for name in REMEMBERED}
+    if "errors" in parts:
+        length = 512 if quick else 4096
+        found["errors"] = {"length": length, "rows": errors(key_ranges(1, length))}
+    return found
+
+
+def attending(length: int, dtype: torch.dtype, seconds: float, speed: float) -> list[dict[str, object]]:
+    """Forward, and forward and backward, of all ways at one length."""
+    batch, result = max(1, 2048 // length), list[dict[str, object]]()
+    found = ways(batch, length, dtype)
+    pairs = batch * HEADS * length * (length + 1) / 2
+    for backward, kind, products in ((False, "forward", 4), (True, "forward + backward", 14)):
+        limit = products * HEAD_DIM * pairs / speed if dtype is torch.float32 else None
+        suffix = "" if dtype is torch.float32 else ", bfloat16"
+        result += rows(kind + suffix, length, alternate(found, backward, seconds), limit)
+    return result
+
+
+def _measured_apart(name: str, length: int) -> float:
+    command = [sys.executable, __file__, "--memory", name, "--length", str(length)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def merged(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """New results, and old ones of what was not measured again."""
+    known = {row["kind"] for row in new["rows"]}
+    kept = [row for row in old["rows"] if row["kind"] not in known]
+    order = ("forward", "Flex", "decode")
+    both = sorted(
+        [*kept, *new["rows"]], key=lambda row: next(i for i, k in enumerate(order) if row["kind"].startswith(k))
+    )
+    return {**old, **new, "rows": both}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for attention.json, attention.md and attention.svg")
     parser.add_argument("--quick", action="store_true", help="two lengths and few runs")
+    parser.add_argument("--only", choices=PARTS, help="measure this part again and keep the results of the others")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -202,8 +250,10 @@ def main() -> None:
         parser.error("--out is needed")
     from attention_report import figure, table
 
-    results = measure(arguments.quick)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    results = measure(arguments.quick, [arguments.only] if arguments.only else list(PARTS))
+    if arguments.only:
+        results = merged(results, json.loads((arguments.out / "attention.json").read_text()))
     (arguments.out / "attention.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / "attention.md").write_text(table(results))
     figure(results, arguments.out / "attention.svg")

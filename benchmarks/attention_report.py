@@ -13,7 +13,9 @@ def table(results: dict[str, Any]) -> str:
         "Ratio of CPU time to plain causal attention (PyTorch's flash kernel) on the same tensors. Measured on one "
         f"thread of {machine['processor']}; torch {machine['torch']}; {machine['gflops']:.0f} GFLOP/s in a large "
         f"matrix product; {results['heads']} heads of {results['head_dim']}. In brackets the quartiles, where they "
-        "differ from the median by more than 5%.",
+        "differ from the median by more than 5%. The limit by operation count is the multiplications of the visible "
+        "half of the score matrix alone (4 per pair and dimension forward, 14 with the backward pass) at the speed of "
+        "that matrix product.",
     ]
     for kind in dict.fromkeys(row["kind"] for row in results["rows"]):
         of_kind = [row for row in results["rows"] if row["kind"] == kind]
@@ -34,7 +36,34 @@ def table(results: dict[str, Any]) -> str:
     lines += ["", "## Peak memory of forward + backward above the inputs", "", "| | MB | ratio |", "|---|---|---|"]
     plain = results["megabytes"]["plain"]
     lines += [f"| {name} | {size:.0f} | {size / plain:.2f} |" for name, size in results["megabytes"].items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _errors(results["errors"])) + "\n"
+
+
+def _errors(measured: dict[str, Any]) -> list[str]:
+    """The worst over the dials, relative to the largest entry of each answer, and as it is."""
+    whats = list(dict.fromkeys(row["what"] for row in measured["rows"]))
+    lines = [
+        "",
+        f"## Largest error against a float64 oracle, {measured['length']} tokens",
+        "",
+        "Relative to the largest entry of what is compared, in brackets as it is; the worst of dials 0, 0.5 and 1. "
+        "PyTorch's own is plain causal attention against its own oracle.",
+        "",
+        f"| | {' | '.join(whats)} |",
+        f"|---|{'---|' * len(whats)}",
+    ]
+    for dtype, way in dict.fromkeys((row["dtype"], row["way"]) for row in measured["rows"]):
+        worst = {}
+        for row in measured["rows"]:
+            if (row["dtype"], row["way"]) == (dtype, way):
+                old = worst.get(row["what"], (0.0, 0.0))
+                worst[row["what"]] = (max(old[0], row["relative"]), max(old[1], row["absolute"]))
+        cells = ("{:.0e} ({:.0e})".format(*worst[what]) if what in worst else "" for what in whats)
+        lines.append(f"| {way}, {dtype} | {' | '.join(cells)} |")
+    for dtype in dict.fromkeys(row["dtype"] for row in measured["rows"]):
+        limits = {row["what"]: row["limit"] for row in measured["rows"] if row["dtype"] == dtype}
+        lines.append(f"| *wanted, {dtype}* | {' | '.join(f'{limits[what]:.0e}' for what in whats)} |")
+    return lines
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""How fast partitioners are: tokens per second on one core, on a million tokens of prose-like sentence lengths.
+"""How fast partitioners are: tokens per second on one core, on a million tokens of prose-like sentence lengths; and
+what they cost beside training, as a share of a training step of the built-in model and, where installed, SmolLM2-135M.
 
     python benchmarks/partitioners.py
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from step_share import shares
 
 from proloc.blocks import (
     ChangePointBlocks,
@@ -26,6 +28,7 @@ from proloc.blocks import (
     SentenceBlocks,
     TilingBlocks,
 )
+from proloc.model_store import list_models
 
 VOCAB, TOKENS, ROW = 4096, 2**20, 2048
 STOPS = range(8)
@@ -82,8 +85,12 @@ def main() -> None:
     }
     for name, row in record.items():
         print(f"{name:32} {row['million_tokens_per_s']:8.2f} M tokens/s {row['times_fixed']:8.1f}")
+    beside = {entry.name: shares(entry.name) for entry in list_models() if entry.path is not None}
+    for name, row in beside.items():
+        print(f"{name}: {row}")
+    result = {"tokens": TOKENS, "row": ROW, "partitioners": record, "beside_training": beside}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"tokens": TOKENS, "row": ROW, "partitioners": record}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from proloc.study.results import (
 )
 
 NUM_LAYERS, NUM_HEADS = 8, 4
+NUM_WINDOWS = 6
 FIDELITY_UNIFORM = 0.3
 COSTS = {
     "distributed": 1.0,
@@ -64,6 +65,7 @@ def make_metrics(perplexity: float, localities: list[float], learned: float = 0.
         perplexity=perplexity,
         loss=log(perplexity),
         tokens=20_480,
+        window_losses=make_window_losses(perplexity),
         fidelity=make_per_head(used, 0.0),
         fidelity_undialled=make_per_head(undialled),
         fidelity_without_sinks=make_per_head([0.8 * value for value in used]),
@@ -72,6 +74,12 @@ def make_metrics(perplexity: float, localities: list[float], learned: float = 0.
         entropy_bits=make_per_head([6.0 - 3.0 * value for value in used]),
         mean_block_length=21.5,
     )
+
+
+def make_window_losses(perplexity: float) -> list[float]:
+    """Losses of windows whose mean is that of the perplexity; the higher it is, the further they lie apart."""
+    offsets = [2 * window / (NUM_WINDOWS - 1) - 1 for window in range(NUM_WINDOWS)]
+    return [log(perplexity) * (1 + 0.1 * offset) for offset in offsets]
 
 
 def make_sample(localities: list[float], tokens: list[str] | None = None, block_length: int = 0) -> Sample:
@@ -115,13 +123,14 @@ def make_run(condition: str, seed: int, study: str = "synthetic", tokens: list[s
         localities=localities,
         training=Training(steps=200, tokens=819_200, log=log),
         metrics=make_metrics(perplexity, localities),
+        untuned=make_metrics(1.5 * perplexity, localities, 0.0),
         sample=make_sample(localities, tokens, block_length),
     )
 
 
 def make_failed_run(condition: str, seed: int, error: str = "loss became NaN at step 17") -> RunResult:
     """A run that failed: no training, no metrics, no sample."""
-    empty = {"training": None, "metrics": None, "sample": None}
+    empty = {"training": None, "metrics": None, "untuned": None, "sample": None}
     return make_run(condition, seed).model_copy(update={"status": "failed", "error": error, **empty})
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from proloc.hf import localize as localize
     from proloc.hf import recording as recording
     from proloc.hf import set_dial as set_dial
+    from proloc.penalty import DialledKL as DialledKL
+    from proloc.penalty import Entropy as Entropy
+    from proloc.penalty import GroupSparsity as GroupSparsity
     from proloc.penalty import LowFidelity as LowFidelity
     from proloc.schedule import Explicit as Explicit
     from proloc.schedule import Polynomial as Polynomial
@@ -64,7 +67,7 @@ _HOME = {
         "recording",
         "set_dial",
     ),
-    "proloc.penalty": ("LowFidelity",),
+    "proloc.penalty": ("DialledKL", "Entropy", "GroupSparsity", "LowFidelity"),
     "proloc.schedule": ("Explicit", "Polynomial", "Reversed", "Step", "Uniform"),
     "proloc.training": ("LocalityTrainer",),
 }

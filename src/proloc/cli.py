@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from proloc import __version__
 from proloc.errors import ProlocError
 
+# One word with a separator in it, or with a short suffix.
+_LOOKS_LIKE_A_FILE = re.compile(r"\S*[/\\]\S*|\S+\.[A-Za-z]{1,4}")
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -295,14 +298,20 @@ def _blocks(arguments: argparse.Namespace) -> int:
 
 
 def _text_of(text_or_file: str) -> str:
-    """The file's text where there is such a file, else the text itself."""
+    """The file's text where there is such a file, else the text itself, unless it looks like a file's name."""
     from proloc.text import read_file
 
     try:
         is_file = Path(text_or_file).is_file()
     except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
         is_file = False
-    return read_file(Path(text_or_file)) if is_file else text_or_file
+    if is_file:
+        return read_file(Path(text_or_file))
+    if _LOOKS_LIKE_A_FILE.fullmatch(text_or_file):
+        raise ProlocError(
+            f"there is no file {text_or_file}; if you mean these characters as a text, put a space behind."
+        )
+    return text_or_file
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -87,8 +87,8 @@ def evaluate(
     if block_ids is None:
         block_ids = state.blocks(input_ids)
     averages = Averages(len(state.localities))
-    text = torch.arange(input_ids.shape[1]) >= leading
     losses: list[Tensor] = []
+    text = torch.arange(input_ids.shape[1]) >= leading
     with _evaluating(model), recording(model, "all") as recorder:
         for start in range(0, len(input_ids), batch_size):
             rows = slice(start, start + batch_size)

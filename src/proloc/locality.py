@@ -161,8 +161,8 @@ def fidelity(weights: Tensor, relation: Tensor) -> Tensor:
 
 
 def entropy_bits(weights: Tensor) -> Tensor:
-    """Shannon entropy of every attention row in bits, ``[batch, head, query]``; 0 log 0 = 0."""
-    nats: Tensor = torch.special.entr(weights).sum(dim=-1)
+    """Shannon entropy of every attention row in bits, ``[batch, head, query]``; 0 log 0 = 0, and so is its gradient."""
+    nats: Tensor = torch.special.entr(torch.where(weights == 0, 1.0, weights)).sum(dim=-1)
     return nats / math.log(2.0)
 
 

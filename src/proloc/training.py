@@ -11,7 +11,7 @@ from transformers import Trainer
 from proloc.errors import ProlocError
 from proloc.hf import Recorder, find_state, recording, set_dial
 from proloc.objective import Budget, DialSampler, Distillation
-from proloc.penalty import LowFidelity
+from proloc.penalty import LowFidelity, Penalty
 from proloc.schedule import Explicit
 
 IGNORED_LABEL = -100
@@ -26,7 +26,7 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
     Evaluation's ``eval_loss`` is the cross-entropy alone.
 
     Args:
-        penalty: None trains without one; the dial then does all the work.
+        penalty: one of ``proloc.penalty``; None trains without one; the dial then does all the work.
         distillation: a teacher whose divergence takes the place of a part of the cross-entropy.
         dials: where the dial stands at every optimiser step; None = where it was left.
         budget: pushes locality as far as the cross-entropy allows; its trajectory is logged, for which every step must
@@ -34,14 +34,14 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, reentrant checkpointing would drop the penalty's gradient, or a budget
-            has no log of every step or, where it pushes phi, no penalty.
+        ProlocError: the model is not localised, the penalty does not fit it, reentrant checkpointing would drop the
+            penalty's gradient, or a budget has no log of every step or, where it pushes phi, no penalty that has one.
     """
 
     def __init__(
         self,
         *args: Any,
-        penalty: LowFidelity | None = None,
+        penalty: Penalty | None = None,
         distillation: Distillation | None = None,
         dials: DialSampler | None = None,
         budget: Budget | None = None,
@@ -51,11 +51,14 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         self.penalty, self.distillation, self.dials, self.budget = penalty, distillation, dials, budget
         self._parts: dict[str, float] = {}
         self._noted_until: int | None = None
-        self._schedule = find_state(self.model).localities  # raises here rather than in the first step
+        state = find_state(self.model)  # raises here rather than in the first step
+        self._schedule = state.localities
+        if penalty is not None:
+            penalty.check(len(state.localities), self.model.config.get_text_config(decoder=True).num_attention_heads)
         if budget is not None and (self.args.logging_steps != 1 or self.args.logging_strategy != "steps"):
             raise ProlocError(f"a budget needs logging_steps = 1; it is {self.args.logging_steps}.")
-        if budget is not None and budget.push == "phi" and penalty is None:
-            raise ProlocError('a budget that pushes "phi" needs a penalty to ask for it.')
+        if budget is not None and budget.push == "phi" and not isinstance(penalty, LowFidelity):
+            raise ProlocError('a budget that pushes "phi" needs a LowFidelity penalty to ask for it.')
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if penalty is not None and self.args.gradient_checkpointing and reentrant:
             raise ProlocError(
@@ -80,15 +83,17 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
     def _spend(self, budget: Budget) -> None:
         """Bring what the budget pushes to where its multiplier says."""
         if budget.push == "phi":
-            self.penalty = replace(self.penalty, phi=budget.share) if self.penalty is not None else None
+            assert isinstance(self.penalty, LowFidelity)  # checked at the start
+            self.penalty = replace(self.penalty, phi=budget.share)
         else:
             find_state(self.model).set_schedule(Explicit(budget.localities(self._schedule)))
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = find_state(self.model).recorder
-        if self.penalty is None or active.wanted != "nothing":
+        in_all = self.penalty is not None and self.penalty.needs == "fidelity"
+        if self.penalty is None or active.wanted == self.penalty.needs or (active.wanted == "all" and in_all):
             return nullcontext(active)
-        return recording(self.model, "fidelity")
+        return recording(self.model, self.penalty.needs)
 
     def compute_loss(
         self,
@@ -135,14 +140,15 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             parts["penalty"] = self._penalty(self.penalty, recorder, queries)
         return {name: self._per_target(total, queries, num_items_in_batch) for name, total in parts.items()}
 
-    def _penalty(self, penalty: LowFidelity, recorder: Recorder, queries: Tensor) -> Tensor:
+    def _penalty(self, penalty: Penalty, recorder: Recorder, queries: Tensor) -> Tensor:
         """The penalty summed over queries, or an error where it would not act."""
         localities = find_state(self.model).localities
-        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorder.fidelity]
+        recorded = recorder.recorded(penalty.needs)
+        missing = [layer for layer, value in enumerate(localities) if value > 0 and layer not in recorded]
         if missing:
-            raise ProlocError(f"layers {missing} gave no fidelity, so they would not be penalised.")
-        total = penalty.summed(recorder.fidelity, localities, queries)
-        if recorder.fidelity and not total.requires_grad:
+            raise ProlocError(f"layers {missing} gave no {penalty.needs}, so they would not be penalised.")
+        total = penalty.summed(recorder, localities, queries)
+        if recorded and not total.requires_grad:
             raise ProlocError(
                 "the penalty has no gradient; reentrant checkpointing or a frozen model would cause this."
             )

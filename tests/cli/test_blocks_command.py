@@ -45,7 +45,7 @@ def test_every_kind_shows_the_whole_text_in_blocks(kind: str) -> None:
     assert ("not run inside a model" in page.text) != marked.causal
 
 
-@pytest.mark.parametrize("kind", ["fixed", "sentence", "paragraph", "drift", "recruitment", "surprise", "changepoint"])
+@pytest.mark.parametrize("kind", ["fixed", "sentence", "drift", "recruitment", "surprise", "changepoint"])
 def test_a_mean_length_can_be_asked_for(kind: str) -> None:
     marked = mark_blocks(SAMPLE.read_text(), kind=kind, mean_length=70)
     assert 45 < sum(marked.lengths) / len(marked.lengths) < 100
@@ -58,6 +58,12 @@ def test_no_character_of_any_text_is_lost_or_taken_for_markup(text: str) -> None
     assert "".join(marked.tokens) == text
     tags = {tag for tag, _ in Page(blocks_page(marked)).tags}
     assert tags <= {tag for tag, _ in Page(blocks_page(mark_blocks(SAMPLE.read_text()))).tags}
+
+
+@pytest.mark.parametrize("text", ["Done.", "notes.txt ", "A walk and/or a swim.", "3.14", "U.S.A."])
+def test_what_does_not_look_like_a_file_is_a_text(text: str, capsys) -> None:
+    assert main(["blocks", text, "--json"]) == 0
+    assert "".join(json.loads(capsys.readouterr().out)["tokens"]) == text
 
 
 def test_markup_in_the_text_is_shown_not_run() -> None:
@@ -95,8 +101,13 @@ def test_control_characters_do_not_reach_the_terminal(capsys) -> None:
     [
         (["x", "--kind", "topic"], "no 'topic' blocks to show; choose one of fixed, random, sentence"),
         ([""], "text is empty"),
-        (["Some text.", "--kind", "random", "--mean-length", "9"], "a mean length can be had of fixed, sentence"),
+        (
+            ["Some text that has an end. " * 2, "--kind", "random", "--mean-length", "9"],
+            "a mean length can be had of fixed, sentence",
+        ),
         (["Some text.", "--kind", "drift", "--mean-length", "900"], "No threshold gives blocks of 900.0 tokens"),
+        (["notes.tx"], r"no file notes\.tx; .* put a space behind"),
+        (["folder/notes"], "no file folder/notes"),
         (["x", "--kind", "fixed", "--mean-length", "0"], "mean length .* not 0"),
         (["x", "--model", "nowhere/none"], "nowhere/none"),
     ],

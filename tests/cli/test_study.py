@@ -185,24 +185,34 @@ def test_results_of_another_configuration_or_text_are_never_mixed(study, tmp_pat
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_from_before_there_was_a_halo_is_continued_without_one(study, tmp_path):
+def test_a_folder_from_before_there_were_halos_and_kinds_of_penalties_is_continued_without_them(study, tmp_path):
     out = tmp_path / "out"
     config = study_config.load_config(study)
     out.mkdir()
     runner._prepare(config, out, plan.check(config, out), runner._progress(runner.Console(quiet=True)))
     record = json.loads((out / "study.json").read_text())
-    del record["config"]["halo"]
+    for key in ("halo", "penalty.kind", "penalty.target_bits"):
+        del record["config"][key]
     for name in CONDITIONS:
-        del record["config"][f"conditions.{name}"]["halo"]
+        del record["config"][f"conditions.{name}"]["override"]
     (out / "study.json").write_text(json.dumps(record))
     plan.check(config, out)
     with pytest.raises(ProlocError, match="different: halo"):
         plan.check(config.model_copy(update={"halo": 1}), out)
 
 
+@pytest.mark.parametrize("penalty", ['kind = "group"', 'kind = "entropy"\ntarget_bits = [1, 1, 1]', 'kind = "kl"'])
+def test_a_study_trains_with_any_penalty(study, tmp_path, penalty):
+    edited(study, "[training]", f"[penalty]\n{penalty}\nweight = 1.0\n[training]")
+    config, quintic = prepared(study, tmp_path / "out")
+    plan.check(config, tmp_path / "elsewhere")
+    log = run.run(tmp_path / "out", config, quintic, 0, silent).training.log
+    assert any(point.penalty > 0.01 for point in log), "some windows have more than one block"
+
+
 def test_a_condition_has_the_halo_of_the_study_or_its_own(study, tmp_path):
     edited(study, "[text]", "halo = 1\n[text]")
-    own = '{name = "none", schedule = {kind = "polynomial", beta = 5}, halo = 0}'
+    own = '{name = "none", schedule = {kind = "polynomial", beta = 5}, override = {halo = 0}}'
     edited(study, '"quintic"]', f'"quintic", {own}]')
     config, quintic = prepared(study, tmp_path / "out")
     with_halo, without = (
@@ -213,10 +223,14 @@ def test_a_condition_has_the_halo_of_the_study_or_its_own(study, tmp_path):
 
 
 BAD = [
+    ("[training]", "[penalty]\nphi = 1.5\n[training]", "phi is 1.5"),
+    ("[training]", "[penalty]\nphi = [0.5, 0.5]\n[training]", "values for 2 layers; the model has 3"),
+    ("[training]", '[penalty]\nkind = "group"\nphi = 0.5\n[training]', 'phi belongs to a penalty of kind "fidelity"'),
+    ("[training]", '[penalty]\nkind = "groups"\n[training]', '"penalty.kind"'),
     ("[text]", "halo = -1\n[text]", '"halo"'),
     (
         '["distributed",',
-        '[{name = "distributed", schedule = {kind = "uniform", value = 0.0}, halo = 2},',
+        '[{name = "distributed", schedule = {kind = "uniform", value = 0.0}, override = {halo = 2}},',
         "is the reference",
     ),
     ('model = "{model}"', 'model = "./no-such-model"', "no-such-model"),

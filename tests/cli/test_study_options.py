@@ -96,8 +96,7 @@ def test_a_sink_token_leaves_text_targets_and_blocks_as_they_are(study, tmp_path
     config = study_config.load_config(study)
     made = prepare.prepare(config)
     token = sink_token_of(load_tokenizer(config.model))
-    blocks = made.blocks("semantic", 0)
-    plain, with_sink = (make_windows(made.train, blocks.train, each) for each in (None, token))
+    plain, with_sink = (make_windows(made.train, made.blocks("semantic", 0).train, each) for each in (None, token))
     for row in (0, 5):
         ours, theirs = with_sink[row], plain[row]
         assert ours["input_ids"][0] == token
@@ -120,8 +119,8 @@ def test_the_embedding_of_the_sink_token_is_tuned_and_the_measures_compare(study
     before = load_model(config.model).get_input_embeddings().weight
     model = proloc.from_pretrained(folder / "runs" / "sink-seed0" / "model")
     assert not torch.equal(model.get_input_embeddings().weight[token], before[token])
-    made = prepare.load_prepared(folder)
-    windows = make_windows(made.held_out, made.blocks("semantic", 0).held_out, token)
+    text = prepare.load_prepared(folder).held_out
+    windows = make_windows(text, proloc.hf.find_state(model).blocks(text), token)
     measured = proloc.evaluate(model, windows.ids, windows.block_ids, leading=1)
     assert measured.perplexity == pytest.approx(with_sink.metrics.perplexity, rel=1e-4)
 

@@ -42,7 +42,7 @@ def gradients(model, call, ids):
     with proloc.recording(model, "fidelity") as recorder:
         loss = call(input_ids=ids, labels=ids, use_cache=False).loss
         queries = torch.ones_like(ids, dtype=torch.bool)
-        penalty = PENALTY.summed(recorder.fidelity, find_state(model).localities, queries) / ids.numel()
+        penalty = PENALTY.summed(recorder, find_state(model).localities, queries) / ids.numel()
         (loss + penalty).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 

@@ -48,7 +48,7 @@ def backward(model, ids, labels, share):
     targets = queries_with_target(batch()[1]).sum()
     with proloc.recording(model, "fidelity") as recorder:
         loss = model(input_ids=ids, labels=labels, num_items_in_batch=targets, use_cache=False).loss
-        penalty = PENALTY.summed(recorder.fidelity, find_state(model).localities, queries_with_target(labels)) / targets
+        penalty = PENALTY.summed(recorder, find_state(model).localities, queries_with_target(labels)) / targets
         (share * (loss + penalty)).backward()
 
 

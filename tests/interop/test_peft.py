@@ -37,7 +37,7 @@ def backward(model, ids):
     with proloc.recording(model, "fidelity") as recorder:
         loss = model(input_ids=ids, labels=ids).loss
         queries = torch.ones_like(ids, dtype=torch.bool)
-        penalty = PENALTY.summed(recorder.fidelity, find_state(model).localities, queries) / ids.numel()
+        penalty = PENALTY.summed(recorder, find_state(model).localities, queries) / ids.numel()
         (loss + penalty).backward()
 
 

@@ -157,7 +157,7 @@ def test_a_budget_wants_every_step_logged_and_phi_a_penalty(tmp_path):
     budget = Budget([1.0] * 8, cost=0.1)
     with pytest.raises(proloc.ProlocError, match="needs logging_steps = 1; it is 2"):
         proloc.LocalityTrainer(model=localised(), args=trainer(tmp_path, logging_steps=2).args, budget=budget)
-    with pytest.raises(proloc.ProlocError, match="needs a penalty"):
+    with pytest.raises(proloc.ProlocError, match="needs a LowFidelity penalty"):
         proloc.LocalityTrainer(
             model=localised(), args=trainer(tmp_path).args, budget=Budget([1.0], cost=0.1, push="phi")
         )

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 import proloc
 from proloc.attention import Keys
+from proloc.hf import find_state
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 from families import LOCALISED, build
@@ -100,6 +101,8 @@ def test_a_long_text_holds_sinks_and_one_block_with_its_halo(halo):
     assert max(counts) == 1 + 6 * (1 + halo)
     assert cache.get_seq_length() == 60
     assert cache.layers[0].keys.shape[-2] == 60
+    chosen = {number: choice.name for number, choice in find_state(model).chosen.items()}
+    assert chosen[0] == chosen[1] == "plain" != chosen[2]
 
 
 @pytest.mark.parametrize("steps", [(60,), (20, 40), (7, 1, 1, 30, 21)])

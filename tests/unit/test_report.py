@@ -25,6 +25,7 @@ from proloc.report.data import ReportData
 from proloc.report.figures import PLANS
 from proloc.report.figures_sample import block_spans
 from proloc.report.rows import HEADERS, make_rows
+from proloc.report.rows_contrasts import CONTRAST_HEADERS
 from proloc.study.results import RunResult, StudyRecord, load_study
 from proloc.study.statistics import StudySummary, summarise
 
@@ -135,6 +136,7 @@ def test_table_of_the_page_holds_the_numbers_of_the_statistics(full: Path) -> No
     summary = summarise(*load_study(full.parent))
     width = len(HEADERS)
     cells = parse(full).cells
+    cells = cells[: cells.index(CONTRAST_HEADERS[0])]
     lines = {cells[i].split(" (")[0]: cells[i : i + width] for i in range(width, len(cells), width)}
     assert list(lines) == [*(row.condition for row in summary.conditions), "before tuning"]
     for row in summary.conditions:
@@ -226,7 +228,9 @@ def test_hostile_text_is_escaped(single: Path) -> None:
 
 def test_one_seed_gets_no_interval_and_no_test(single: Path) -> None:
     data = ReportData(*load_study(single.parent))
-    assert "[" not in "".join(cell for row in make_rows(data.summary) for cell in row.cells)
+    over_windows = HEADERS.index("untuned [95%]")
+    cells = [cell for row in make_rows(data.summary) for at, cell in enumerate(row.cells) if at != over_windows]
+    assert "[" not in "".join(cells)
     assert "A single seed allows neither an interval nor a test." in visible_text(single)
     document = json.loads((single.parent / "summary.json").read_text(encoding="utf-8"))
     assert document["conditions"][1]["comparison"]["ratio"]["low"] is None
@@ -261,7 +265,7 @@ def test_runs_without_training_log_and_sample_leave_those_figures_out(tmp_path: 
     runs = [run.model_copy(update={"training": None, "sample": None}) for run in make_runs(study)]
     build_report(write_study(tmp_path, study, runs))
     drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert drawn == set(FIGURES) - {"training", "attention"}
+    assert drawn == set(FIGURES) - {"training", "attention", "contrasts"}
 
 
 def test_answer_puts_the_quintic_first_and_names_what_is_not_significant() -> None:

@@ -5,15 +5,21 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from proloc.attention import reference, sdpa
+from proloc.attention import plain, reference, sdpa
 from proloc.attention.keys import Keys
 from proloc.attention.proof import BACKENDS, DEVICE, Fast, objection
 from proloc.attention.result import Backend, Wanted
 from proloc.errors import ProlocError
 
-Name = Literal["reference", "sdpa", "flash", "fused", "triton"]
-Requested = Literal["auto", "reference", "sdpa", "flash", "fused", "triton"]
+Name = Literal["plain", "reference", "sdpa", "flash", "flex", "fused", "triton"]
+Requested = Literal["auto", "reference", "sdpa", "flash", "flex", "fused", "triton"]
 
+# Made of PyTorch's public operators alone, so that there is nothing to prove; they take any keys.
+OPEN: dict[str, Backend] = {
+    "plain": plain.attend_ranges,
+    "reference": reference.attend_ranges,
+    "sdpa": sdpa.attend_ranges,
+}
 SHORT = 128  # below this many keys two flash passes gain nothing over written-out weights
 
 
@@ -32,6 +38,7 @@ class Needs:
         softcap: the scores are capped.
         contiguous: visible keys and blocks are ranges (``layout.KeyRanges``).
         windowed: some queries do not see back to the start of their text.
+        unmasked: plain attention without a mask is the same (``Keys.unmasked``).
     """
 
     device: str
@@ -44,6 +51,7 @@ class Needs:
     softcap: bool = False
     contiguous: bool = True
     windowed: bool = False
+    unmasked: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,11 @@ class Choice:
     @property
     def attend(self) -> Backend:
         """The backend itself."""
-        slow: dict[str, Backend] = {"reference": reference.attend_ranges, "sdpa": sdpa.attend_ranges}
-        return slow[self.name] if self.name in slow else BACKENDS[cast(Fast, self.name)]
+        return OPEN[self.name] if self.name in OPEN else BACKENDS[cast(Fast, self.name)]
 
     def keys_for(self, keys: Keys) -> Any:
         """What this backend takes: the ranges, or, where it needs a matrix, the keys that can make one."""
-        return keys if self.name in ("reference", "sdpa") else keys.ranges
+        return keys if self.name in OPEN else keys.ranges
 
 
 def check_requested(name: str) -> None:
@@ -82,15 +89,23 @@ def choose(requested: Requested, needs: Needs) -> Choice:
             raise ProlocError(f"attention {requested!r} cannot be used here: {against}; 'auto' chooses one that can.")
         return Choice(requested, "it was asked for")
     objections: list[str] = []
-    fastest_first: tuple[Name, ...] = ("triton", "sdpa") if needs.device == "cuda" else ("fused", "flash", "sdpa")
-    for name in fastest_first:
+    for name in _fastest_first(needs):
         against = _against(name, needs)
         if name == "flash" and against is None and needs.keys < SHORT:
             against = f"it gains nothing below {SHORT} keys"
         if against is None:
-            return Choice(name, "; ".join(objections) or "the fastest there is")
+            reasons = [*objections, *["every key is read at full weight, so no mask is needed"] * (name == "plain")]
+            return Choice(name, "; ".join(reasons) or "the fastest there is")
         objections.append(f"not {name}: {against}")
     return Choice("reference", "; ".join(objections))
+
+
+def _fastest_first(needs: Needs) -> tuple[Name, ...]:
+    if needs.device == "cuda":
+        return ("plain", "triton", "sdpa") if needs.unmasked else ("triton", "sdpa")
+    if needs.unmasked:
+        return ("plain", "fused", "flash") if needs.queries == 1 else ("fused", "plain", "flash", "sdpa")
+    return ("fused", "flash", "sdpa")
 
 
 def _against(name: Name, needs: Needs) -> str | None:
@@ -101,7 +116,7 @@ def _against(name: Name, needs: Needs) -> str | None:
         return "somebody wants the weights"
     if needs.softcap:
         return "the scores are capped"
-    if name == "sdpa":
+    if name == "plain" or name == "sdpa":
         return None if needs.wanted == "nothing" else "it has no weights to measure"
     if needs.dropout:
         return "attention dropout is on (set attention_dropout or attn_pdrop to 0)"

@@ -32,14 +32,16 @@ class FlashKernel:
     def forward(self, qkv: Heads, ranges: KeyRanges, retain: Tensor, scaling: float, outputs: Outputs) -> None:
         output, lse, fidelity, sink_mass, entropy = outputs
         plan, kept = make_plan(ranges), float(retain)
-        mixed, total, share = _mix(qkv, plan, kept, scaling, fidelity.numel() > 0)
-        output.copy_(mixed.transpose(1, 2))
+        room = output.transpose(1, 2)
+        mixed, total, share = _mix(qkv, plan, kept, scaling, fidelity.numel() > 0, room)
+        if mixed is not room:
+            room.copy_(mixed)
         lse.copy_(total)
         if fidelity.numel():
             fidelity.copy_(share)
         if entropy.numel():
             query, key, _ = (part.float() for part in qkv)
-            mean_key = _mix((query, key, key), plan, kept, scaling, True)[0]
+            mean_key = _mix((query, key, key), plan, kept, scaling, True, None)[0]
             dialled = share / (share + kept * (1 - share)).clamp_min(1e-30)
             away = (1 - dialled) * math.log(kept) if kept > 0.0 else 0.0
             nats = lse - scaling * (query * mean_key).sum(-1) - away
@@ -58,7 +60,9 @@ class FlashKernel:
         lse: Tensor,
         fidelity: Tensor,
     ) -> Gradients:
-        sums = _gradients(grad_output, grad_fidelity, qkv, ranges, float(retain), scaling, output, lse, fidelity)
+        # Given bfloat16, the kernel adds gradients up in bfloat16: four times the error, and slower on short texts.
+        grad, wide, out = grad_output.float(), (qkv[0].float(), qkv[1].float(), qkv[2].float()), output.float()
+        sums = _gradients(grad, grad_fidelity, wide, ranges, float(retain), scaling, out, lse, fidelity)
         query, key, value = (
             total.to(part.dtype).transpose(1, 2).contiguous().transpose(1, 2)
             for total, part in zip(sums, qkv, strict=True)
@@ -77,7 +81,7 @@ def _gradients(
     lse: Tensor,
     fidelity: Tensor,
 ) -> list[Tensor]:
-    """The gradients of q, k and v in float32."""
+    """The gradients of q, k and v; everything is float32."""
     plan, grads = make_plan(ranges), list[Tensor]()
     grad, out = (part.transpose(1, 2) for part in (grad_output, output))
     if grad_fidelity is None:
@@ -113,12 +117,17 @@ def _gradients(
     return grads
 
 
-def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Dialled output ``[batch, head, query, head_dim]``, its log-sum and the undialled fidelity (1 where unknown)."""
+def _mix(
+    qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool, room: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Dialled output ``[batch, head, query, head_dim]``, its log-sum and the undialled fidelity (1 where unknown).
+
+    The output is computed in ``room`` if that is possible.
+    """
     full = _forward(plan.visible, qkv, scaling) if retain > 0.0 or fidelity else None
     if full is not None and retain == 1.0 and not fidelity:
         return *full, torch.ones_like(full[1])
-    home, home_sum = _forward(plan.home, qkv, scaling)
+    home, home_sum = _forward(plan.home, qkv, scaling, room)
     _add(plan.more, qkv, scaling, home, home_sum)
     if full is None:
         return home, home_sum, torch.ones_like(home_sum)
@@ -131,19 +140,25 @@ def _mix(qkv: Heads, plan: Plan, retain: float, scaling: float, fidelity: bool) 
     return output.lerp_(home, weight[..., None]), total + normalised.log(), share
 
 
-def _forward(calls: list[Call], qkv: Heads, scaling: float) -> tuple[Tensor, Tensor]:
+def _forward(calls: list[Call], qkv: Heads, scaling: float, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Float32 output and log-sum of calls that together answer every query once."""
     query, key, value = qkv
     if len(calls) == 1:
         output, total = _call(calls[0], query, key, value, scaling)
         return output.float(), total
-    output = torch.empty_like(query, dtype=torch.float32)
+    output = room if room is not None and room.dtype == torch.float32 else _room(query)
     total = query.new_empty(query.shape[:3], dtype=torch.float32)
     for call in calls:
         part = output[call.rows, :, call.queries], total[call.rows, :, call.queries]
         for whole, answer in zip(part, _call(call, query, key, value, scaling), strict=True):
             whole.copy_(answer)
     return output, total
+
+
+def _room(like: Tensor) -> Tensor:
+    """Float32 ``[batch, head, row, head_dim]``, in memory ``[batch, row, head, head_dim]`` as the kernel answers."""
+    batch, heads, rows, head_dim = like.shape
+    return like.new_empty(batch, rows, heads, head_dim, dtype=torch.float32).transpose(1, 2)
 
 
 def _add(calls: list[Call], qkv: Heads, scaling: float, output: Tensor, total: Tensor) -> None:
@@ -180,6 +195,9 @@ def _backward(
     values: bool = True,
 ) -> None:
     """Add the gradients of some calls to ``grads``, of q, k and v or of q and k alone; an empty list starts at 0."""
+    # Squares that together answer every query once meet every key once: the first ones need no zeros to add to.
+    squares = all(isinstance(call.keys, slice) and call.keys == call.queries for call in calls)
+    assigned = not grads and squares and qkv[0].shape[2] == qkv[1].shape[2]
     for call in calls:
         near = [part[call.rows, :, call.queries] for part in (grad, qkv[0], out)]
         parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -195,22 +213,25 @@ def _backward(
         if not values:
             parts[2].zero_()
         if not grads and all(part.shape == whole.shape for part, whole in zip(parts, qkv, strict=True)):
-            grads += [part.float() for part in parts]
+            grads += parts
             continue
         if not grads:
-            grads += [torch.zeros_like(part, dtype=torch.float32) for part in qkv]
+            grads += [_room(part) if assigned else _room(part).zero_() for part in qkv]
         places = (call.queries, call.keys, call.keys)
         for whole, part, place in zip(grads, parts, places, strict=True):
-            whole[call.rows, :, place] += part
+            there = whole[call.rows, :, place]
+            if isinstance(place, Tensor):
+                whole[call.rows, :, place] = there + part
+            elif assigned:
+                there.copy_(part)
+            else:
+                there.add_(part)
 
 
 def _move(out: Tensor | None, grad: Tensor, steps: Tensor, room: Tensor | None = None) -> Tensor:
     """``out + steps * grad``: their product in a row grows by ``steps |grad|^2``; None = 0, room is reused."""
     steps = steps[..., None]
-    if grad.dtype == torch.float32:  # the largest buffer of the backward pass
-        return torch.mul(grad, steps, out=room) if out is None else torch.addcmul(out, grad, steps, out=room)
-    moved = grad.float() * steps if out is None else torch.addcmul(out.float(), grad.float(), steps)
-    return moved.to(grad.dtype)
+    return torch.mul(grad, steps, out=room) if out is None else torch.addcmul(out, grad, steps, out=room)
 
 
 def _sink_mass(query: Tensor, key: Tensor, ranges: KeyRanges, scaling: float, lse: Tensor) -> Tensor:

@@ -93,9 +93,10 @@ def _calls(rows: list[list[Span]], offset: int) -> tuple[list[Call], list[Call]]
 def _sink_calls(row: int, sinks: Tensor, visible: Tensor, home: Tensor) -> list[Call]:
     """For runs of queries that read the same sinks before their home, a call over those."""
     first, stop = (torch.searchsorted(sinks, start.to(sinks.dtype)) for start in (visible, home))
-    pairs, counts = torch.unique_consecutive(torch.stack((first, stop)), dim=1, return_counts=True)
+    pairs, counts = torch.unique_consecutive(first * (len(sinks) + 1) + stop, return_counts=True)
     calls, query = [], 0
-    for begin, end, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        begin, end = divmod(pair, len(sinks) + 1)
         for start in range(query, query + count, MOST_QUERIES) if begin < end else ():
             part = slice(start, min(start + MOST_QUERIES, query + count))
             calls.append(Call(slice(row, row + 1), part, sinks[begin:end], causal=False))

@@ -63,6 +63,10 @@ class Keys:
             self._local = Keys(ranges, lambda: self.relation()[..., held], windowed=self.windowed)
         return self._local
 
+    def unmasked(self, retain: float) -> bool:
+        """See ``KeyRanges.unmasked``; False where nothing is known but the matrix."""
+        return self.ranges is not None and self.ranges.unmasked(retain)
+
     def uniform(self) -> Tensor:
         """Share of the visible keys that are home or sink, ``[batch, query]``: the fidelity of uniform attention."""
         if self.ranges is not None:

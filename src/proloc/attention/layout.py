@@ -1,6 +1,8 @@
 """Which keys every query may read and which of them are home, as ranges of positions instead of a T x T matrix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,14 @@ class KeyRanges:
         home_start: int32 ``[batch, query]``, the first home key; ``visible_start <= home_start <= p``.
         sinks: bool ``[batch, key]``, keys that are read at full weight from everywhere that sees them.
         query_offset: position of the first query among the keys.
+        memo: what a backend has derived from these ranges and uses again in the next layer, by name.
     """
 
     visible_start: Tensor
     home_start: Tensor
     sinks: Tensor
     query_offset: int = 0
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_blocks(
@@ -86,6 +90,25 @@ class KeyRanges:
         code = torch.where(keys >= self.home_start[..., None], HOME, AWAY)
         code = torch.where(self.sinks[:, None, :], SINK, code)
         return torch.where(visible, code, HIDDEN).to(torch.uint8)[:, None]
+
+    def unmasked(self, retain: float) -> bool:
+        """Whether plain attention without a mask (causal, or of one query over all keys) is the same at this retain.
+
+        So it is where every query sees back to the first key and nothing is away (retain = 1, or home keys and sinks
+        are all there is). It is worked out once for a batch and shared by its layers.
+        """
+        return (retain == 1.0 and self._sees_all) or (retain == 0.0 and self._sees_all and self._nothing_away)
+
+    @cached_property
+    def _sees_all(self) -> bool:
+        queries, keys = self.visible_start.shape[1], self.sinks.shape[1]
+        fits = self.query_offset + queries == keys and (queries == 1 or self.query_offset == 0)
+        return fits and not bool(self.visible_start.any())
+
+    @cached_property
+    def _nothing_away(self) -> bool:
+        sinks_before = torch.nn.functional.pad(self.sinks.int().cumsum(1), (1, 0)).gather(1, self.home_start.long())
+        return bool((sinks_before == self.home_start).all())
 
     def uniform(self) -> Tensor:
         """Share of the visible keys that are home or sink: the fidelity of uniform attention, ``[batch, query]``."""

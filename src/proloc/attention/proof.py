@@ -6,17 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from proloc.attention import flash, fused, reference, triton
+from proloc.attention import flash, flex, fused, reference, triton
 from proloc.attention.layout import KeyRanges
 from proloc.attention.result import Backend
 
-Fast = Literal["flash", "fused", "triton"]
+Fast = Literal["flash", "flex", "fused", "triton"]
 BACKENDS: dict[Fast, Backend] = {
     "flash": flash.attend_ranges,
+    "flex": flex.attend_ranges,
     "fused": fused.attend_ranges,
     "triton": triton.attend_ranges,
 }
-DEVICE: dict[Fast, str] = {"flash": "cpu", "fused": "cpu", "triton": "cuda"}
+DEVICE: dict[Fast, str] = {"flash": "cpu", "flex": "cuda", "fused": "cpu", "triton": "cuda"}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 

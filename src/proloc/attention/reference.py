@@ -86,11 +86,11 @@ def attend_ranges(
     """``attend`` behind the interface of ``result.Backend``; here entropy and sink mass have gradients too."""
     relation = ranges.relation()
     attended = attend(query, key, value, relation, retain, scaling=scaling, dropout=dropout, softcap=softcap)
-    weights = attended.weights
+    weights, before = attended.weights, attended.undialled_weights
     if wanted == "nothing":
-        return Attention(attended.output, retain, weights=weights)
-    undialled = fidelity(attended.undialled_weights, relation)
+        return Attention(attended.output, retain, weights=weights, weights_undialled=before)
+    undialled = fidelity(before, relation)
     if wanted == "fidelity":
-        return Attention(attended.output, retain, undialled, weights=weights)
+        return Attention(attended.output, retain, undialled, weights=weights, weights_undialled=before)
     sink_mass = (weights * (relation == SINK)).sum(dim=-1)
-    return Attention(attended.output, retain, undialled, sink_mass, entropy_bits(weights), weights)
+    return Attention(attended.output, retain, undialled, sink_mass, entropy_bits(weights), weights, before)

@@ -23,6 +23,7 @@ class Attention:
         entropy_bits: entropy of the weights as used, likewise.
         retain: the share that away keys kept, 0-dim.
         weights: as used, ``[batch, head, query, key]``, where the backend writes them out; None elsewhere.
+        weights_undialled: the same before the dial.
     """
 
     output: Tensor
@@ -31,6 +32,7 @@ class Attention:
     sink_mass: Tensor | None = None
     entropy_bits: Tensor | None = None
     weights: Tensor | None = None
+    weights_undialled: Tensor | None = None
 
     @property
     def fidelity(self) -> Tensor | None:

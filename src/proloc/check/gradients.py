@@ -85,7 +85,7 @@ def _training_gradients(subject: Subject, *, with_penalty: bool, rows: slice = s
             localities = [1.0 - retain for retain in subject.retains(1.0)]
             queries = torch.ones_like(ids, dtype=torch.bool)
             queries[:, -1] = False
-            loss = loss + LowFidelity(phi=1.0, weight=1.0).summed(recorder.fidelity, localities, queries) / targets
+            loss = loss + LowFidelity(phi=1.0, weight=1.0).summed(recorder, localities, queries) / targets
         loss.backward()  # torch.autograd.grad does not work under reentrant checkpointing
         found = [_gradient(twin.get_parameter(name)) for name in _first_layer(twin)]
         twin.zero_grad()

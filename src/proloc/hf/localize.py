@@ -140,13 +140,13 @@ class LocalisedModel:
                 f"the attention of this localised model was set to {attention!r}, which leaves its locality out; "
                 'call set_attn_implementation("proloc"), or turn the dial to 0 for the unmodified model.'
             )
-        state.recorder.clear()
         state.forward_dial = state.dial
         state.weights_asked_for = bool(arguments.get("output_attentions"))
         use_cache = arguments.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", False)  # type: ignore[attr-defined]
         layout, cache = _layout(state, block_ids, arguments, use_cache=use_cache), arguments.get("past_key_values")
+        state.recorder.start(layout)
         held = cache.follow(state, layout) if isinstance(cache, LocalCache) else None
         token = current_layout.set(Current(layout, held=held))
         try:

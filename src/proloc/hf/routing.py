@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from proloc.attention import KeyRanges, Keys, Needs, choose
+from proloc.attention import KeyRanges, Keys, Needs, Wanted, choose, undialled_entropy
 from proloc.errors import ProlocError
-from proloc.hf.state import ATTRIBUTE, LocalityState, current_layout
+from proloc.hf.state import ATTRIBUTE, LocalityState, Recording, current_layout
 from proloc.hf.visibility import MaskRequest, visible_starts
 from proloc.locality import Layout, relate
 
@@ -26,6 +26,11 @@ NOT_LOCALISED = (
     "that localize() returned, and load a saved one with proloc.from_pretrained(folder), or, for the plain model, with "
     "attn_implementation='sdpa'."
 )
+
+# What a backend must be able to measure for what is recorded; entropy needs a backend that has all statistics.
+STATISTICS: dict[Recording, Wanted] = {
+    "nothing": "nothing", "fidelity": "fidelity", "weights": "nothing", "entropy": "all", "all": "all",
+}  # fmt: skip
 
 # Arguments that reach an attention function and leave what it means as it is, or are already in the mask. Any other one
 # is refused: ignored, it could give wrong logits in silence (attention sinks, position biases, sparse indices ...).
@@ -152,6 +157,7 @@ def dialled_attention(
         _check_local(state, layer, measured=wanted != "nothing" or recorder.keep_weights)
         keys = keys.local()
     query, key, value = _of_one_type(query, key, value)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     choice = choose(
         state.requested,
         Needs(
@@ -159,12 +165,13 @@ def dialled_attention(
             dtype=query.dtype,
             queries=query.shape[2],
             keys=key.shape[2],
-            wanted=wanted,
-            weights=state.weights_asked_for or recorder.keep_weights,
+            wanted=STATISTICS[wanted],
+            weights=state.weights_asked_for or recorder.keep_weights or wanted == "weights",
             dropout=dropout > 0.0,
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(state.retain[layer])),
         ),
     )
     attention = choice.attend(
@@ -173,16 +180,19 @@ def dialled_attention(
         value,
         choice.keys_for(keys),
         state.retain[layer],
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scaling=scaling,
         dropout=dropout,
         softcap=softcap,
-        wanted=wanted,
+        wanted="nothing" if wanted == "entropy" else STATISTICS[wanted],
     )
+    entropy = None
+    if wanted == "entropy":
+        entropy = undialled_entropy(choice.attend, attention, query, key, choice.keys_for(keys), scaling)
     if not torch.compiler.is_compiling():
         state.chosen[layer] = choice
     if wanted != "nothing":
         # Checkpointing runs a layer again and must then save the same tensors, so it is measured twice.
-        recorder.record(layer, attention, keys)
+        recorder.record(layer, attention, keys, entropy)
     return attention.output, None if attention.weights is None else attention.weights.to(query.dtype)
 
 

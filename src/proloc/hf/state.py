@@ -4,19 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from proloc.attention import Attention, Choice, Keys, Requested, Wanted, check_requested
+from proloc.attention import Attention, Choice, Keys, Requested, check_requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
 from proloc.locality import Layout, check_halo, mark_sinks, retained
 from proloc.metrics import AttentionStatistics, measure
+from proloc.penalty import Quantity
 from proloc.schedule import Schedule
 
 ATTRIBUTE = "_proloc_state"
+Recording = Quantity | Literal["nothing", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,57 @@ class Recorder:
     The first write wins: checkpointing computes a layer twice, and only the first belongs to the graph of the loss.
 
     Attributes:
-        wanted: "nothing"; "all"; or "fidelity", the undialled one alone, and of layers with locality above 0 only.
-        fidelity: undialled fidelity ``[batch, head, query]`` by layer, differentiable; the penalty reads it.
+        wanted: "nothing"; "all"; or, for a penalty and of layers with locality above 0 only, one quantity before the
+            dial: "fidelity", "entropy" or "weights".
+        fidelity: undialled fidelity ``[batch, head, query]`` by layer, differentiable.
+        entropy_undialled: entropy in bits before the dial, likewise; for "entropy" alone.
+        weights_undialled: weights before the dial ``[batch, head, query, key]``, likewise; for "weights" alone.
+        relations: what their keys are, uint8 ``[batch, 1, query, key]`` by layer.
+        layout: of the latest forward pass.
         layers: all statistics by layer, where all are wanted.
         weights: the weights as used, ``[batch, head, query, key]`` by layer, where they are kept.
         keep_weights: for pictures of single passages.
     """
 
-    wanted: Wanted = "nothing"
+    wanted: Recording = "nothing"
     fidelity: dict[int, Tensor] = field(default_factory=dict)
+    entropy_undialled: dict[int, Tensor] = field(default_factory=dict)
+    weights_undialled: dict[int, Tensor] = field(default_factory=dict)
+    relations: dict[int, Tensor] = field(default_factory=dict)
+    layout: Layout | None = None
     layers: dict[int, AttentionStatistics] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
     keep_weights: bool = False
 
-    def clear(self) -> None:
-        for kept in (self.fidelity, self.layers, self.weights):
-            kept.clear()
+    def start(self, layout: Layout) -> None:
+        """Forget the forward pass before this one."""
+        kept: list[dict[int, Any]] = [self.recorded(quantity) for quantity in get_args(Quantity)]
+        for each in (*kept, self.relations, self.layers, self.weights):
+            each.clear()
+        self.layout = layout
 
-    def record(self, layer: int, attention: Attention, keys: Keys) -> None:
-        """Keep what is wanted of one layer."""
+    def recorded(self, quantity: Quantity) -> dict[int, Tensor]:
+        """What was recorded for a penalty, by layer."""
+        by_name = {"fidelity": self.fidelity, "entropy": self.entropy_undialled, "weights": self.weights_undialled}
+        return by_name[quantity]
+
+    def record(self, layer: int, attention: Attention, keys: Keys, entropy: Tensor | None = None) -> None:
+        """Keep what is wanted of one layer; ``entropy`` is that before the dial."""
         if self.wanted == "all":
             self.layers.setdefault(layer, measure(attention, keys))
         if attention.fidelity_undialled is not None:
             self.fidelity.setdefault(layer, attention.fidelity_undialled)
+        if entropy is not None:
+            self.entropy_undialled.setdefault(layer, entropy)
+        if self.wanted == "weights" and attention.weights_undialled is not None:
+            self.weights_undialled.setdefault(layer, attention.weights_undialled)
+            self.relations.setdefault(layer, keys.relation())
         if self.keep_weights and attention.weights is not None:
             self.weights.setdefault(layer, attention.weights.detach())
 
-    def wants(self, locality: float) -> Wanted:
+    def wants(self, locality: float) -> Recording:
         """What is wanted of a layer of this locality."""
-        return "nothing" if self.wanted == "fidelity" and locality == 0.0 else self.wanted
+        return "nothing" if self.wanted != "all" and locality == 0.0 else self.wanted
 
 
 class LocalityState:
@@ -177,13 +201,14 @@ def dial(model: nn.Module, position: float) -> Iterator[None]:
 
 @contextmanager
 def recording(
-    model: nn.Module, wanted: Literal["fidelity", "all"] = "all", *, keep_weights: bool = False
+    model: nn.Module, wanted: Quantity | Literal["all"] = "all", *, keep_weights: bool = False
 ) -> Iterator[Recorder]:
     """Collect attention statistics inside a ``with`` block; read them from the recorder after a forward pass.
 
     Args:
         model: a localised model.
-        wanted: "all" also fills ``recorder.layers``; "fidelity" only ``recorder.fidelity``, where locality is above 0.
+        wanted: "all" fills ``recorder.layers`` and ``recorder.fidelity``; "fidelity", "entropy" or "weights" what a
+            penalty of that kind reads, with its gradient, where locality is above 0.
         keep_weights: also keep the weights as used in ``recorder.weights``.
     """
     state = find_state(model)

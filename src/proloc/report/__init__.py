@@ -1,5 +1,6 @@
 """Reports: a study folder in, tables, figures and one self-contained HTML page out; never imports torch (ours)."""
 
+import json
 from pathlib import Path
 
 from proloc.errors import ProlocError
@@ -17,7 +18,8 @@ __all__ = ["build_report", "print_table"]
 def build_report(folder: Path) -> Path:
     """Write the report of a study into its folder and return the path of the page.
 
-    Writes ``report.html``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, ``.csv`` and ``.md``. Each file is
+    Writes ``report.html``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, ``.csv`` and ``.md``, and
+    ``contrasts.json``. Each file is
     complete or absent, and an unfinished study gives a report of what there is.
 
     Raises:
@@ -31,6 +33,8 @@ def build_report(folder: Path) -> Path:
             write_atomically(folder / "figures" / f"{figure.name}.png", figure.png)
             write_atomically(folder / "figures" / f"{figure.name}.svg", figure.svg)
         write_atomically(folder / "summary.json", data.summary.model_dump_json(indent=1) + "\n")
+        rows = [row.model_dump(mode="json") for row in data.contrasts]
+        write_atomically(folder / "contrasts.json", json.dumps(rows, indent=1) + "\n")
         write_atomically(folder / "summary.csv", to_csv(data.summary))
         write_atomically(folder / "summary.md", to_markdown(data))
         write_atomically(page, to_page(data, figures))

@@ -33,7 +33,9 @@ def how_to_read_table(data: ReportData) -> str:
     text = (
         "Perplexity is on held-out text, as the geometric mean over seeds; ratio compares it with "
         f"{data.summary.reference} on the same seeds; brackets are 95% t-intervals on the log scale, exponentiated, "
-        "and are missing where one seed gives no spread. p Holm is a paired t-test corrected over all conditions; "
+        "and are missing where one seed gives no spread. Untuned is the perplexity before tuning, under the "
+        "condition's own dial and blocks, over the unmodified model's, with an interval over held-out windows. p Holm "
+        "is a paired t-test corrected over all conditions; "
         "g_z is the paired effect size with Hedges' correction, shown from three pairs on (positive: worse "
         "perplexity). Fidelity is the attention mass on a token's own block and the sinks, and attention mass is not "
         "causal contribution; a hard mask makes it 1 by construction, so judge a schedule by perplexity and by the "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from proloc.study.contrasts import Contrast, contrasts
 from proloc.study.dials import AtDial, compare_dials
 from proloc.study.results import Metrics, RunResult, StudyRecord
 from proloc.study.sensitivity import Change, find_changes
@@ -36,6 +37,11 @@ class ReportData:
     def changes(self) -> list[Change]:
         """Pairs of conditions that differ in one setting."""
         return find_changes(self.study, self.runs)
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """Conditions against controls of the same schedule."""
+        return contrasts(self.study.conditions, self.runs)
 
     @cached_property
     def measured(self) -> list[ConditionSummary]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from proloc.report.answer import how_to_read_table
 from proloc.report.data import ReportData
 from proloc.report.rows import HEADERS, make_rows
+from proloc.report.rows_contrasts import CONTRAST_HEADERS, HOW_TO_READ_CONTRASTS, contrast_rows
 from proloc.report.tables import side_tables
 from proloc.study.statistics import (
     BEFORE_TUNING,
@@ -32,13 +33,15 @@ def to_csv(summary: StudySummary) -> str:
 def to_markdown(data: ReportData) -> str:
     """The tables of the page as Markdown, with the sentences on how to read them."""
     parts = [*_markdown_table(HEADERS, [row.cells for row in make_rows(data.summary)]), how_to_read_table(data), ""]
+    if data.contrasts:
+        parts += [*_markdown_table(CONTRAST_HEADERS, contrast_rows(data.contrasts)), HOW_TO_READ_CONTRASTS, ""]
     for table in side_tables(data):
         parts += [f"## {table.title}", "", *_markdown_table(table.headers, table.rows), table.reading, ""]
     return "\n".join(parts)
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [_markdown_line(headers), _markdown_line(["---"] * len(headers)), *map(_markdown_line, rows), ""]
+    return [*map(_markdown_line, (headers, ["---"] * len(headers), *rows)), ""]
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
@@ -54,6 +57,7 @@ def _flat_condition(row: ConditionSummary) -> dict[str, object]:
         "failed": row.num_failed,
         "missing": row.num_missing,
         **_flat_comparison(row.comparison),
+        **_flat_estimate("untuned_ratio", row.untuned_ratio),
         **_flat_measures(row.measures),
     }
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from proloc.report.canvas import drawing, to_png, to_svg
 from proloc.report.data import ReportData
+from proloc.report.figures_contrasts import contrasts_figure
 from proloc.report.figures_cost import front_figure, perplexity_figure, training_figure
 from proloc.report.figures_dial import dial_figure
 from proloc.report.figures_front import budget_figure, hard_layers_figure
@@ -49,6 +50,14 @@ PLANS = (
         "Every dot is one seed, the tick their geometric mean, the bar its 95% interval (wide with few seeds, "
         "absent with one, and running out of the panel where it is far wider than the dots); further left is "
         "better, and an interval that spans the dotted line at 1 does not tell the condition from the reference.",
+    ),
+    Plan(
+        "contrasts",
+        "What the blocks buy",
+        contrasts_figure,
+        "Every mark is a condition's perplexity over that of a control with the same schedule and other blocks, the "
+        "bar its paired 95% interval over held-out windows, seeds averaged; left of the dotted line the condition's "
+        "blocks are better, and a bar across it does not tell them from the control's.",
     ),
     Plan(
         "fidelity_by_layer",

@@ -20,6 +20,7 @@ from proloc.report.figures import Drawn
 from proloc.report.figures_sample import shown_samples
 from proloc.report.numbers import count
 from proloc.report.rows import HEADERS, Row, make_rows
+from proloc.report.rows_contrasts import CONTRAST_HEADERS, HOW_TO_READ_CONTRASTS, contrast_rows
 from proloc.report.tables import SideTable, side_tables
 from proloc.study.results import Sample
 from proloc.study.statistics import StudySummary
@@ -37,6 +38,7 @@ def to_page(data: ReportData, figures: Sequence[Drawn]) -> str:
         f'<p class="answer">{escape(answer(data))}</p>',
         "<h2>Results</h2>",
         _table(data),
+        _contrasts(data),
         _unfinished(data.summary),
         *map(_side_table, side_tables(data)),
         *(_figure(figure, _passages(data) if figure.name == "attention" else "") for figure in figures),
@@ -62,13 +64,22 @@ def _meta(data: ReportData) -> str:
 
 
 def _table(data: ReportData) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in HEADERS)
-    body = "\n".join(_table_row(row) for row in make_rows(data.summary))
+    hint = '<p class="reading hint">Tables and figures scroll sideways.</p>\n'
+    return _html_table(HEADERS, make_rows(data.summary), hint, how_to_read_table(data))
+
+
+def _contrasts(data: ReportData) -> str:
+    rows = [Row(cells) for cells in contrast_rows(data.contrasts)]
+    return _html_table(CONTRAST_HEADERS, rows, "", HOW_TO_READ_CONTRASTS) if rows else ""
+
+
+def _html_table(headers: Sequence[str], rows: Sequence[Row], hint: str, reading: str) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headers)
+    body = "\n".join(_table_row(row) for row in rows)
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n"
-        f'<p class="reading hint">Tables and figures scroll sideways.</p>\n'
-        f'<p class="reading">{escape(how_to_read_table(data))}</p>'
+        f'{hint}<p class="reading">{escape(reading)}</p>'
     )
 
 

@@ -10,6 +10,7 @@ HEADERS = (
     "seeds",
     "perplexity [95%]",
     "ratio [95%]",
+    "untuned [95%]",
     "p Holm",
     "effect g_z",
     "fidelity",
@@ -38,7 +39,8 @@ def make_rows(summary: StudySummary) -> list[Row]:
         for row in summary.conditions
     ]
     baseline = summary.baseline
-    start = (BEFORE_TUNING, NONE, fixed(baseline.perplexity.mean, 2), fixed(summary.baseline_ratio, 3), NONE, NONE)
+    ratio = fixed(summary.baseline_ratio, 3)
+    start = (BEFORE_TUNING, NONE, fixed(baseline.perplexity.mean, 2), ratio, NONE, NONE, NONE)
     return [*rows, Row((*start, *_attention_cells(baseline), NONE, _entropy(baseline)), baseline=True)]
 
 
@@ -53,12 +55,14 @@ def _seeds(row: ConditionSummary) -> str:
 
 def _comparison_cells(row: ConditionSummary, summary: StudySummary) -> tuple[str, ...]:
     perplexity = with_interval(row.measures.perplexity if row.measures else None, 2)
+    untuned = with_interval(row.untuned_ratio, 3)
     if row.condition == summary.reference and row.measures:
-        return perplexity, "1 (reference)", NONE, NONE
+        return perplexity, "1 (reference)", untuned, NONE, NONE
     compared = row.comparison
     if compared is None:
-        return perplexity, NONE, NONE, NONE
-    return perplexity, with_interval(compared.ratio, 3), p_value(compared.p_holm), fixed(compared.hedges_g_z, 2)
+        return perplexity, NONE, untuned, NONE, NONE
+    tests = p_value(compared.p_holm), fixed(compared.hedges_g_z, 2)
+    return perplexity, with_interval(compared.ratio, 3), untuned, *tests
 
 
 def _measure_cells(row: ConditionSummary) -> tuple[str, ...]:

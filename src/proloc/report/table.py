@@ -12,7 +12,15 @@ from proloc.study.results import RunResult, StudyRecord
 from proloc.study.statistics import summarise
 
 # What fits 80 columns; the page and the files have the rest.
-_COLUMNS = ("condition", "seeds", "perplexity [95%]", "ratio [95%]", "p Holm", "late layers", "late undialled")
+_COLUMNS = (
+    "condition",
+    "seeds",
+    "perplexity [95%]",
+    "ratio [95%]",
+    "p Holm",
+    "late layers",
+    "late undialled",
+)
 
 
 def print_table(study: StudyRecord, runs: Sequence[RunResult], console: Console) -> None:

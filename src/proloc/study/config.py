@@ -16,10 +16,13 @@ REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
+PenaltyKind = Literal["fidelity", "group", "entropy", "kl"]
+Targets = float | list[float] | list[list[float]]
 Position = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
 OVERRIDABLE = (
+    "halo",
     "sinks",
     "sink_token",
     "dials",
@@ -99,12 +102,26 @@ class TrainingSection(Section):
 
 
 class PenaltySection(Section):
-    """The low-fidelity constraint of modes "soft" and "both"."""
+    """What modes "soft" and "both" add to the cross-entropy; all kinds read attention as it was before the dial."""
 
-    phi: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Wanted fidelity."""
+    kind: PenaltyKind = "fidelity"
+    """"fidelity": the low-fidelity constraint; "group": sparsity over away blocks (writes attention out, slow);
+    "entropy": bits above a target; "kl": what the dial would move."""
+    phi: Targets = 0.5
+    """Wanted fidelity ("fidelity"): a number, one for each layer, or one for each head of each layer."""
+    target_bits: Targets = 2.0
+    """Wanted entropy in bits ("entropy"), likewise."""
     weight: float = Field(default=0.1, ge=0.0)
-    """Nats per token for each unit of missing fidelity."""
+    """Nats per token for each unit of the penalty: missing fidelity, away mass, bits, or nats of divergence."""
+
+    @model_validator(mode="after")
+    def _target_of_its_kind(self, info: ValidationInfo) -> "PenaltySection":
+        if info.context is not None:  # a condition that overrides the kind need not take back the study's target
+            return self
+        for key, kind in (("phi", "fidelity"), ("target_bits", "entropy")):
+            if key in self.model_fields_set and self.kind != kind:
+                raise ValueError(f'{key} belongs to a penalty of kind "{kind}", and this one is "{self.kind}"')
+        return self
 
 
 class BudgetSection(Section):
@@ -129,11 +146,9 @@ class Condition(Section):
     NAME of a ``[partitioners.NAME]``."""
     mode: Mode | None = None
     """None = the study's mode."""
-    halo: int | None = Field(default=None, ge=0)
-    """None = the study's halo."""
     override: dict[str, Any] = Field(default={})
-    """What this condition does otherwise than the study, for example {penalty.phi = 0.3, sinks = 4}; it can change
-    sinks, sink_token, dials, penalty, budget, and of training dial, distil, temperature and teacher."""
+    """What this condition does otherwise than the study, for example {penalty.phi = 0.3, halo = 1}; it can change
+    halo, sinks, sink_token, dials, penalty, budget, and of training dial, distil, temperature and teacher."""
 
     @field_validator("schedule")
     @classmethod
@@ -195,11 +210,11 @@ class StudyConfig(Section):
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
     sinks: int = Field(default=1, ge=0)
     """That many first tokens of a window's text can always be read."""
+    halo: int = Field(default=0, ge=0)
+    """That many blocks before a token's own are home as well."""
     sink_token: bool = False
     """Put one more token in front of every window, which can always be read and whose embedding is tuned: the
     tokenizer's BOS, else its EOS. Text and targets stay the same."""
-    halo: int = Field(default=0, ge=0)
-    """That many blocks before a token's own are home as well."""
     dials: list[Position] = Field(default=[])
     """Measure every tuned model at these positions of the dial too."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]] = Field(default=[0, 1, 2], min_length=1)
@@ -236,8 +251,7 @@ class StudyConfig(Section):
         if REFERENCE not in names:
             raise ValueError(f'conditions need "{REFERENCE}", the reference of every comparison')
         reference, standard = self.conditions[names.index(REFERENCE)], STANDARD_CONDITIONS[REFERENCE]
-        plain = ("schedule", "blocks", "halo", "override")
-        if any(getattr(reference, key) != getattr(standard, key) for key in plain):
+        if (reference.schedule, reference.blocks) != (standard.schedule, standard.blocks) or reference.override:
             raise ValueError(f'"{REFERENCE}" is the reference and cannot mean anything else; give yours another name')
         for condition in self.conditions:
             self._check(condition)
@@ -251,6 +265,10 @@ class StudyConfig(Section):
         pushed = seen.budget.push if seen.budget.cost else None
         if pushed == "phi" and self.mode_of(condition) == "hard":
             raise ValueError(f'condition {condition.name!r} pushes phi, which mode "hard" has no penalty for')
+        if pushed == "phi" and seen.penalty.kind != "fidelity":
+            raise ValueError(
+                f'condition {condition.name!r} pushes phi, which a penalty of kind "{seen.penalty.kind}" has not'
+            )
         if pushed in ("lambda", "hard-layers") and self.mode_of(condition) == "soft":
             raise ValueError(f'condition {condition.name!r} has mode "soft" and can push "phi" only')
         if pushed and seen.training.dial != 1.0:
@@ -266,7 +284,6 @@ class StudyConfig(Section):
         data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
         for key, value in condition.override.items():
             data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
-        data["halo"] = self.halo_of(condition)
         if condition.name == REFERENCE:
             data["training"] |= {"dial": 1.0, "distil": 0.0}
             data["budget"] = {}
@@ -311,9 +328,6 @@ class StudyConfig(Section):
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
-
-    def halo_of(self, condition: Condition) -> int:
-        return self.halo if condition.halo is None else condition.halo
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -26,9 +26,10 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
     """Everything that can be known before long work; what is known of the model.
 
     Raises:
-        ProlocError: the model, the text, a schedule or the folder is not right; nothing was written.
+        ProlocError: the model, the text, a schedule, the penalty or the folder is not right; nothing was written.
     """
     from proloc.hf.models import load_tokenizer, model_facts
+    from proloc.study.penalty import build_penalty
     from proloc.study.windows import sink_token_of
 
     text_sha256 = digest(read_text(config.text))
@@ -40,6 +41,7 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
         raise ProlocError(f"the context is {longest} tokens; {config.model} was made for at most {facts.max_context}.")
     for condition in config.conditions:
         condition.build().localities(facts.num_layers)
+        build_penalty(config.of(condition).penalty).check(facts.num_layers, facts.num_heads)
         if config.of(condition).sink_token:
             sink_token_of(load_tokenizer(config.model))
     teachers = len(config.seeds) if config.taught_by_reference() else 0

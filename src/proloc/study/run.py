@@ -68,12 +68,12 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
         condition.build(),
         blocks.partitioner,
         sinks=config.sinks + int(config.sink_token),
-        halo=config.halo_of(condition),
+        halo=config.halo,
     )
+    position = _position(config, condition)
     sink_token = sink_token_of(load_tokenizer(config.model)) if config.sink_token else None
     train = make_windows(prepared.train, blocks.train, sink_token)
     held_out = make_windows(prepared.held_out, blocks.held_out, sink_token)
-    position = _position(config, condition)
 
     def measure(localised: PreTrainedModel, dial: float) -> Evaluation:
         set_dial(localised, dial)

@@ -30,7 +30,7 @@ Statistic = Literal["fidelity", "fidelity_undialled", "fidelity_without_sinks", 
 
 
 class Estimate(Record):
-    """A mean over ``num`` seeds and its 95% t-interval.
+    """A mean over ``num`` seeds (or held-out windows, where that is said) and its 95% t-interval.
 
     ``low`` and ``high`` are None where there is no spread to estimate from: one seed, or seeds that agree to rounding.
     """
@@ -99,6 +99,8 @@ class ConditionSummary(Record):
         num_finished, num_failed, num_missing: runs; they add up to the seeds of the plan.
         measures: None when no run finished.
         comparison: None when no seed finished in both this condition and the reference.
+        untuned_ratio: perplexity before tuning, under this condition's dial and blocks, over the unmodified model's;
+            interval over windows. None in results of older versions.
     """
 
     condition: str
@@ -108,6 +110,7 @@ class ConditionSummary(Record):
     num_missing: int
     measures: Measures | None
     comparison: Comparison | None
+    untuned_ratio: Estimate | None = None
     seeds: list[SeedValues]
 
 
@@ -149,7 +152,7 @@ def summarise(study: StudyRecord, runs: Sequence[RunResult]) -> StudySummary:
     rows = [
         _summarise_condition(
             name, runs, done[name], reference, len(study.seeds), _with_holm(compared[name], corrected.get(name))
-        )
+        ).model_copy(update={"untuned_ratio": _untuned_ratio(name, runs, study.baseline)})
         for name in study.conditions
     ]
     known = {run_name(run.condition, run.seed) for run in runs}
@@ -185,9 +188,14 @@ def log_t_interval(values: Sequence[float]) -> Estimate:
     """Geometric mean of positive values and the t-interval of their logarithms, exponentiated."""
     if len(values) == 1:
         return t_interval(values)
-    logs = t_interval([math.log(value) for value in values])
-    low, high = (None if bound is None else math.exp(bound) for bound in (logs.low, logs.high))
-    return Estimate(mean=math.exp(logs.mean), low=low, high=high, num=logs.num)
+    return log_ratio_interval([math.log(value) for value in values])
+
+
+def log_ratio_interval(logs: Sequence[float]) -> Estimate:
+    """``log_t_interval``, given the logarithms: differences of losses are those of ratios of perplexities."""
+    estimate = t_interval(logs)
+    low, high = (None if bound is None else math.exp(bound) for bound in (estimate.low, estimate.high))
+    return Estimate(mean=math.exp(estimate.mean), low=low, high=high, num=estimate.num)
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -290,6 +298,14 @@ def _baseline_ratio(baseline: Metrics, reference: Mapping[int, Metrics]) -> floa
     if not reference:
         return None
     return log_t_interval([_ratio(baseline, one) for one in reference.values()]).mean
+
+
+def _untuned_ratio(condition: str, runs: Sequence[RunResult], baseline: Metrics) -> Estimate | None:
+    untuned = [run.untuned for run in runs if run.condition == condition and run.untuned is not None]
+    losses = [one.window_losses for one in untuned if one.window_losses is not None]
+    if not losses or baseline.window_losses is None:
+        return None
+    return log_ratio_interval((np.mean(losses, axis=0) - np.array(baseline.window_losses)).tolist())
 
 
 def _measure(metrics: Sequence[Metrics]) -> Measures:

@@ -13,8 +13,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from proloc.errors import ProlocError
 from proloc.hf.models import load_model
 from proloc.objective import Budget, DialSampler, Distillation
-from proloc.penalty import LowFidelity
 from proloc.study.config import REFERENCE, Condition, StudyConfig
+from proloc.study.penalty import build_penalty
 from proloc.study.plan import reference_log, teacher_folder
 from proloc.study.results import TrainingPoint, run_name
 from proloc.study.windows import Windows
@@ -67,7 +67,7 @@ def tune(
         model=trainable,
         args=_arguments(config, condition, seed, checkpoints, every_step),
         train_dataset=windows,
-        penalty=LowFidelity(phi=config.penalty.phi, weight=config.penalty.weight) if soft else None,
+        penalty=build_penalty(config.penalty) if soft else None,
         distillation=teacher,
         dials=_dials(training.dial, seed),
         budget=budget,

@@ -37,11 +37,11 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 def make_windows(ids: Tensor, block_ids: Tensor, sink_token: int | None) -> Windows:
-    """Windows of a text; the sink token lies in a block of its own.
+    """Windows of a text; the sink token belongs to no block of the text and lies in one of its own.
 
     Args:
         ids: int64 ``[window, token]``, the text.
-        block_ids: int64 ``[window, token]``, 0 or more; the partitioner has not seen the sink token.
+        block_ids: int64 ``[window, token]``, of the text.
         sink_token: id of the token to put in front; None = none.
     """
     if sink_token is None:
