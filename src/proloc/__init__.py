@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from proloc.hf import add_figures as add_figures
     from proloc.hf import describe as describe
     from proloc.hf import dial as dial
+    from proloc.hf import dropping_blocks as dropping_blocks
     from proloc.hf import from_pretrained as from_pretrained
     from proloc.hf import localize as localize
     from proloc.hf import recording as recording
@@ -62,6 +63,7 @@ _HOME = {
         "add_figures",
         "describe",
         "dial",
+        "dropping_blocks",
         "from_pretrained",
         "localize",
         "recording",

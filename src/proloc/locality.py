@@ -84,6 +84,18 @@ def home_starts(block_ids: Tensor, halo: int) -> Tensor:
     return torch.searchsorted(ordinals, ordinals - halo)
 
 
+def drop_blocks(layout: Layout, probability: float) -> Tensor:
+    """Block dropout (ours): every block of every row is dropped with some probability, by torch's generator.
+
+    A dropped block is to be hidden from queries it is away from; to its own, those of its halo and as a sink it stays.
+
+    Returns:
+        bool ``[batch, key]``, True for the keys of dropped blocks.
+    """
+    draws = torch.rand(layout.block_ids.shape, device=layout.block_ids.device) < probability
+    return draws.gather(1, block_ordinals(layout.block_ids))
+
+
 def relate(layout: Layout, query_positions: Tensor, visible: Tensor) -> Tensor:
     """What every key is to every query.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from proloc.errors import ProlocError
-from proloc.hf import Recorder, find_state, recording, set_dial
+from proloc.hf import Recorder, check_block_dropout, dropping_blocks, find_state, recording, set_dial
 from proloc.objective import Budget, DialSampler, Distillation
 from proloc.penalty import LowFidelity, Penalty
 from proloc.schedule import Explicit
@@ -31,11 +31,13 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         dials: where the dial stands at every optimiser step; None = where it was left.
         budget: pushes locality as far as the cross-entropy allows; its trajectory is logged, for which every step must
             be. When training ends, the model has the schedule (or the penalty the phi) that the budget arrived at.
+        block_dropout: probability of hiding a block in a training step, see ``dropping_blocks``.
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, the penalty does not fit it, reentrant checkpointing would drop the
-            penalty's gradient, or a budget has no log of every step or, where it pushes phi, no penalty that has one.
+        ProlocError: the model is not localised, the penalty does not fit it, ``block_dropout`` is no probability,
+            reentrant checkpointing would drop the penalty's gradient, or a budget has no log of every step or, where it
+            pushes phi, no penalty that has one.
     """
 
     def __init__(
@@ -45,10 +47,13 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         distillation: Distillation | None = None,
         dials: DialSampler | None = None,
         budget: Budget | None = None,
+        block_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.penalty, self.distillation, self.dials, self.budget = penalty, distillation, dials, budget
+        check_block_dropout(block_dropout)
+        self.block_dropout = block_dropout
         self._parts: dict[str, float] = {}
         self._noted_until: int | None = None
         state = find_state(self.model)  # raises here rather than in the first step
@@ -76,7 +81,8 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             set_dial(self.model, self.dials.at(self.state.global_step))
         if self.budget is not None:
             self._spend(self.budget)
-        with self._recording():
+        dropping = dropping_blocks(self.model, self.block_dropout) if self.block_dropout else nullcontext()
+        with self._recording(), dropping:
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
 

@@ -26,7 +26,7 @@ class Windows(torch.utils.data.Dataset):
         return {"input_ids": self.ids[row], "labels": self.labels[row]}
 
 
-def trainer(folder, model=None, penalty=None, schedule=None, **arguments):
+def trainer(folder, model=None, penalty=None, schedule=None, block_dropout=0.0, **arguments):
     model = model or proloc.localize(tiny_model(), schedule or proloc.Polynomial(beta=1), BLOCKS)
     defaults = {
         "max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "report_to": [],
@@ -34,7 +34,7 @@ def trainer(folder, model=None, penalty=None, schedule=None, **arguments):
     }  # fmt: skip
     return proloc.LocalityTrainer(
         model=model, args=TrainingArguments(str(folder), **{**defaults, **arguments}), train_dataset=Windows(),
-        penalty=penalty,
+        penalty=penalty, block_dropout=block_dropout,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from proloc.attention.layout import KeyRanges
 from proloc.errors import ProlocError
-from proloc.locality import HIDDEN, HOME
+from proloc.locality import AWAY, HIDDEN, HOME
 
 
 class NoMaskError(ProlocError, AttributeError):
@@ -25,6 +25,7 @@ class Keys:
         relation: makes the uint8 matrix ``[batch, 1, query, key]`` of ``locality.relate``; called once, if at all.
         windowed: some queries do not see back to the start of their text.
         held: positions int64 ``[held]`` of the keys that are left in layers whose cache dropped some; None = all.
+        dropped: bool ``[batch, key]``, keys that ``thinned`` hides where they are away (block dropout); None = none.
     """
 
     def __init__(
@@ -34,13 +35,16 @@ class Keys:
         *,
         windowed: bool = False,
         held: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> None:
         self.ranges = ranges
         self.windowed = windowed
         self.held = held
+        self.dropped = dropped
         self._make = relation
         self._relation: Tensor | None = None
         self._local: Keys | None = None
+        self._thinned: Keys | None = None
 
     @classmethod
     def of_relation(cls, relation: Tensor) -> "Keys":
@@ -63,6 +67,16 @@ class Keys:
             self._local = Keys(ranges, lambda: self.relation()[..., held], windowed=self.windowed)
         return self._local
 
+    def thinned(self) -> "Keys":
+        """The same without the away keys that block dropout hides; what is left is no range."""
+        if self.dropped is None:
+            return self
+        if self._thinned is None:
+            relation = self.relation()
+            hidden = (relation == AWAY) & self.dropped[:, None, None, :]
+            self._thinned = Keys.of_relation(torch.where(hidden, HIDDEN, relation).to(torch.uint8))
+        return self._thinned
+
     def unmasked(self, retain: float) -> bool:
         """See ``KeyRanges.unmasked``; False where nothing is known but the matrix."""
         return self.ranges is not None and self.ranges.unmasked(retain)
@@ -80,8 +94,8 @@ class Keys:
         if ranges is not None:
             start, home, sinks = (part.to(device) for part in (ranges.visible_start, ranges.home_start, ranges.sinks))
             ranges = KeyRanges(start, home, sinks, ranges.query_offset)
-        held = None if self.held is None else self.held.to(device)
-        return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held)
+        held, dropped = (None if part is None else part.to(device) for part in (self.held, self.dropped))
+        return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held, dropped=dropped)
 
     def __getitem__(self, index: Any) -> Tensor:
         relation = self.relation()

@@ -18,7 +18,7 @@ from proloc.hf import persistence, routing
 from proloc.hf.cache import LocalCache, replace_cache
 from proloc.hf.card import save_card
 from proloc.hf.state import ATTRIBUTE, Current, LocalityState, current_layout
-from proloc.locality import Layout
+from proloc.locality import Layout, drop_blocks
 from proloc.schedule import Schedule
 
 ATTENDING_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -46,7 +46,7 @@ def localize(
         sinks: that many first tokens of every sequence can always be read.
         halo: that many blocks before a token's own are home as well.
         attention: "auto" takes the fastest that can do what is asked, and ``describe`` says which; "reference" equals
-            eager attention bit for bit at dial 0; "fused", "flash", "triton" or "sdpa" are used or refused.
+            eager attention bit for bit at dial 0; "fused", "flash", "triton", "flex" or "sdpa" are used or refused.
 
     Returns:
         the same object.
@@ -148,7 +148,9 @@ class LocalisedModel:
         layout, cache = _layout(state, block_ids, arguments, use_cache=use_cache), arguments.get("past_key_values")
         state.recorder.start(layout)
         held = cache.follow(state, layout) if isinstance(cache, LocalCache) else None
-        token = current_layout.set(Current(layout, held=held))
+        drops = self.training and state.block_dropout > 0.0  # type: ignore[attr-defined]
+        dropped = drop_blocks(layout, state.block_dropout) if drops else None
+        token = current_layout.set(Current(layout, held=held, dropped=dropped))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:

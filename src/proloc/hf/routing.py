@@ -91,7 +91,11 @@ def keys_mask(
     if held is not None:
         held = held[held >= request.kv_offset] - request.kv_offset
         held = held if len(held) < kv_length else None
-    return Keys(ranges, relation, windowed=windowed, held=held)
+    dropped = current.dropped
+    if dropped is not None:
+        dropped = dropped[:, request.kv_offset : request.kv_offset + kv_length]
+        dropped = torch.nn.functional.pad(dropped, (0, kv_length - dropped.shape[1]), value=False)
+    return Keys(ranges, relation, windowed=windowed, held=held, dropped=dropped)
 
 
 def _key_window(layout: Layout, start: int, length: int) -> Layout:
@@ -156,7 +160,10 @@ def dialled_attention(
     if keys.held is not None and key.shape[2] == len(keys.held):
         _check_local(state, layer, measured=wanted != "nothing" or recorder.keep_weights)
         keys = keys.local()
+    elif keys.dropped is not None and state.localities[layer] > 0.0 and state.dial * state.localities[layer] < 1.0:
+        keys = keys.thinned()
     query, key, value = _of_one_type(query, key, value)
+    retain = state.retain[layer]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     choice = choose(
         state.requested,
@@ -171,7 +178,7 @@ def dialled_attention(
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
-            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(state.retain[layer])),
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(retain)),
         ),
     )
     attention = choice.attend(
@@ -179,7 +186,7 @@ def dialled_attention(
         key,
         value,
         choice.keys_for(keys),
-        state.retain[layer],
+        retain,
         scaling=scaling,
         dropout=dropout,
         softcap=softcap,

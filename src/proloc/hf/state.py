@@ -29,11 +29,13 @@ class Current:
         layout: of past and query tokens.
         prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
         held: positions of the keys that hard layers still have (``LocalCache``); None = all.
+        dropped: keys of the blocks that block dropout drops, bool ``[batch, key]``; None = none.
     """
 
     layout: Layout
     prepared: bool = False
     held: Tensor | None = None
+    dropped: Tensor | None = None
 
 
 # Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
@@ -131,6 +133,7 @@ class LocalityState:
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
         self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
+        self.block_dropout = 0.0  # of forward passes in training mode
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
@@ -218,6 +221,33 @@ def recording(
         yield state.recorder
     finally:
         state.recorder = before
+
+
+@contextmanager
+def dropping_blocks(model: nn.Module, probability: float) -> Iterator[None]:
+    """Block dropout inside a ``with`` block, for forward passes in training mode (ours).
+
+    With this probability a block is hidden, for one forward pass and in all layers with locality above 0, from the
+    queries it is away from. Own block, halo and sinks stay, so a layer with dial * lambda = 1 does not notice. It is
+    drawn by torch's generator. Attention over what is left is written out, which takes T x T memory.
+
+    Raises:
+        ProlocError: not localised, or a probability outside [0, 1].
+    """
+    state = find_state(model)
+    check_block_dropout(probability)
+    before = state.block_dropout
+    state.block_dropout = probability
+    try:
+        yield
+    finally:
+        state.block_dropout = before
+
+
+def check_block_dropout(probability: float) -> None:
+    """Raise a ProlocError unless the probability lies in [0, 1]."""
+    if not 0.0 <= probability <= 1.0:
+        raise ProlocError(f"block_dropout is {probability}; it must lie in [0, 1].")
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

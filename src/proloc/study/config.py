@@ -29,6 +29,7 @@ OVERRIDABLE = (
     "penalty",
     "budget",
     "training.dial",
+    "training.block_dropout",
     "training.distil",
     "training.temperature",
     "training.teacher",
@@ -94,6 +95,8 @@ class TrainingSection(Section):
     """Divides the logits of teacher and student; their KL is multiplied by its square."""
     teacher: Literal["base", "distributed"] = "base"
     """"base": the model before tuning; "distributed": the reference tuned with the same seed, which then runs first."""
+    block_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Probability of hiding a block, in one forward pass and in layers with lambda > 0, from later blocks."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
     twentieth of the run); None = every tenth of the run."""

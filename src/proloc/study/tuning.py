@@ -71,6 +71,7 @@ def tune(
         distillation=teacher,
         dials=_dials(training.dial, seed),
         budget=budget,
+        block_dropout=training.block_dropout,
         callbacks=[_Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)  # the study's own bars say it better
