@@ -110,8 +110,9 @@ def _add_localize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--push",
         default="hard-layers",
-        choices=["hard-layers", "lambda", "phi"],
-        help="what goes up: hard last layers (default), a factor on a linear schedule, or a fidelity target",
+        choices=["hard-layers", "lambda", "phi", "schedule"],
+        help="what goes up: hard last layers (default), a factor on a linear schedule, a fidelity target, or a "
+        "lambda learned for each layer (slow)",
     )
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each of the two (default: 200)")
 

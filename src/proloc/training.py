@@ -91,8 +91,19 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         if budget.push == "phi":
             assert isinstance(self.penalty, LowFidelity)  # checked at the start
             self.penalty = replace(self.penalty, phi=budget.share)
-        else:
-            find_state(self.model).set_schedule(Explicit(budget.localities(self._schedule)))
+            return
+        state = find_state(self.model)
+        if state.learned_retain is not None:  # a later part of an accumulated batch adds to its gradient
+            return
+        state.set_schedule(Explicit(budget.localities(self._schedule)))
+        if budget.learns_at(self.state.global_step + 1):
+            state.learned_retain = state.retain.clone().requires_grad_()
+
+    def _slopes(self) -> list[float] | None:
+        """Gradient of the step's loss with respect to lambda of every layer, where it is learned; taken once."""
+        state = find_state(self.model)
+        learned, state.learned_retain = state.learned_retain, None
+        return None if learned is None or learned.grad is None else (-learned.grad).tolist()
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = find_state(self.model).recorder
@@ -180,7 +191,7 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
             logs |= {"penalty": 0.0} | {name: total / steps for name, total in self._parts.items()}
             self._parts, self._noted_until = {}, self.state.global_step
             if self.budget is not None:
-                logs |= self.budget.update(self.state.global_step, logs["cross_entropy"])
+                logs |= self.budget.update(self.state.global_step, logs["cross_entropy"], self._slopes())
         super().log(logs, *args, **kwargs)
 
 

@@ -12,6 +12,7 @@ from tiny import tiny_model
 import proloc
 from proloc.objective import Budget
 from proloc.objective.budget import HOLD, RANGE, RISE, hard_layers
+from proloc.objective.learned import LearnedSchedule
 
 BLOCKS = proloc.FixedBlocks(5)
 
@@ -74,7 +75,7 @@ def test_hard_layers_add_up_to_their_number_and_fill_from_the_last(number, layer
     [
         ({"cost": 0.0}, "the budget is 0.0"),
         ({"cost": -0.1}, "the budget is -0.1"),
-        ({"cost": 0.1, "push": "luck"}, "cannot push 'luck'; choose one of hard-layers, lambda, phi"),
+        ({"cost": 0.1, "push": "luck"}, "cannot push 'luck'; choose one of hard-layers, lambda, phi, schedule"),
     ],
 )
 def test_impossible_budgets_are_refused(arguments, message):
@@ -136,21 +137,76 @@ def test_the_same_batches_give_the_reference_itself_a_gap_of_nothing(tmp_path):
     assert history(made, "share")[1] > 0.0
 
 
-def test_an_interrupted_budget_resumes_to_the_same_trajectory_and_weights(tmp_path):
+@pytest.mark.parametrize("push", ["hard-layers", "schedule"])
+def test_an_interrupted_budget_resumes_to_the_same_trajectory_and_weights(tmp_path, push):
     reference = [4.2] * 8
-    straight = spending(tmp_path / "a", reference, cost=0.05)
+    straight = spending(tmp_path / "a", reference, push, cost=0.05)
     saving = {"save_strategy": "steps", "save_steps": 3}
-    spending(tmp_path / "b", reference, cost=0.05, **saving)
+    spending(tmp_path / "b", reference, push, cost=0.05, **saving)
     resumed = proloc.LocalityTrainer(
         model=localised(),
         args=trainer(tmp_path / "b", max_steps=8, **saving).args,
         train_dataset=trainer(tmp_path / "b").train_dataset,
-        budget=Budget(reference, cost=0.05),
+        budget=Budget(reference, cost=0.05, push=push),
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     assert history(resumed, "log_multiplier") == history(straight, "log_multiplier")
     for ours, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_the_gradient_of_lambda_is_the_slope_of_the_loss(tmp_path):
+    made = proloc.LocalityTrainer(
+        model=localised(),
+        args=trainer(tmp_path, max_steps=8).args,
+        train_dataset=trainer(tmp_path).train_dataset,
+        budget=Budget([1.0] * 8, cost=0.5, push="schedule"),
+    )
+    model, windows = made.model.train(), made.train_dataset
+    batch = {"input_ids": windows.ids[:4], "labels": windows.labels[:4]}
+    state = proloc.hf.find_state(model)
+    made._spend(made.budget)
+    made.compute_loss(model, dict(batch)).backward()
+    assert {choice.name for choice in state.chosen.values()} == {"reference"}
+    slopes, start = made._slopes(), list(state.localities)
+    assert state.learned_retain is None
+    for layer in range(3):
+        losses = []
+        for sign in (1, -1):
+            moved = [value + sign * 2e-3 * (place == layer) for place, value in enumerate(start)]
+            state.set_schedule(proloc.Explicit(moved))
+            with torch.no_grad():
+                losses.append(made.compute_loss(model, dict(batch)).item())
+        assert slopes[layer] == pytest.approx((losses[0] - losses[1]) / 4e-3, rel=0.05, abs=2e-4)
+
+
+def test_accumulation_does_not_change_the_gradient_of_lambda(tmp_path):
+    whole = spending(tmp_path, [9.0] * 8, "schedule")
+    parts = spending(tmp_path, [9.0] * 8, "schedule", per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    for ours, theirs in zip(history(parts, "slopes")[:2], history(whole, "slopes")[:2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+
+
+def test_a_learned_schedule_rises_where_the_budget_is_loose(tmp_path):
+    loose = spending(tmp_path, [9.0] * 8, "schedule")
+    assert history(loose, "share")[-1] > 0.5
+    assert proloc.hf.find_state(loose.model).learned_retain is None
+
+
+def test_where_the_budget_is_overspent_lambda_only_follows_a_lower_loss(tmp_path):
+    tight = spending(tmp_path, [0.0] * 8, "schedule", cost=0.01)
+    logits, slopes = history(tight, "logits"), history(tight, "slopes")
+    for before, after, slope in zip(logits[:5], logits[1:6], slopes[1:6], strict=True):
+        for old, new, each in zip(before, after, slope, strict=True):
+            assert (new - old) * each <= 0.0
+
+
+def test_a_layer_whose_locality_costs_more_learns_less_of_it():
+    learned, cheap, dear = LearnedSchedule(2, rate=0.2), 0.001, 0.05
+    for _ in range(200):
+        learned.update([cheap, dear], price=1 / 0.02)
+    assert learned.localities[0] == pytest.approx(0.99)
+    assert learned.localities[1] == pytest.approx(0.01)
 
 
 def test_a_budget_wants_every_step_logged_and_phi_a_penalty(tmp_path):

@@ -137,6 +137,7 @@ class LocalityState:
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
+        self.learned_retain: Tensor | None = None  # takes its place where lambda itself is learned
         self.set_dial(1.0)
         self.forward_dial = self.dial  # of the latest forward pass
 
@@ -154,6 +155,11 @@ class LocalityState:
         self.localities = schedule.localities(len(self.localities))
         self.schedule = schedule
         self.set_dial(self.dial)
+
+    def retain_of(self, layer: int) -> Tensor:
+        """The share that away keys keep in a layer, 0-dim; with its gradient where lambda is learned."""
+        learned = self.learned_retain if torch.is_grad_enabled() else None
+        return (self.retain if learned is None else learned)[layer]
 
     def layout(
         self, input_ids: Tensor | None, block_ids: Tensor | None, valid: Tensor | None, starts: Tensor | None

@@ -18,11 +18,12 @@ settle under the locality that the model ends with.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from proloc.errors import ProlocError
+from proloc.objective.learned import LIMIT, LearnedSchedule
 
-Push = Literal["hard-layers", "lambda", "phi"]
+Push = Literal["hard-layers", "lambda", "phi", "schedule"]
 
 RANGE = 5.0
 RISE = 0.25  # of all steps: from nothing local to everything, while nothing of the budget is used
@@ -37,7 +38,8 @@ class Budget:
         reference: cross-entropy of the undialled run at every step, in nats per token.
         cost: allowed rise of the perplexity as a share, 0.01 = one per cent.
         push: "hard-layers": that share of all layers, counted from the last, is hard, the one at the edge in part;
-            "lambda": the schedule is multiplied by the share; "phi": the share is the fidelity asked for.
+            "lambda": the schedule is multiplied by the share; "phi": the share is the fidelity asked for; "schedule":
+            every layer learns a lambda of its own (``learned``), and the share is their mean.
 
     Raises:
         ProlocError: a cost of 0 or less, an unknown push, or no reference.
@@ -52,17 +54,28 @@ class Budget:
             raise ProlocError("a budget needs the cross-entropy of the undialled run at every step.")
         self.reference, self.allowed, self.push = reference, math.log1p(cost), push
         self.log_multiplier, self.gap = RANGE, 0.0
+        self._learned: LearnedSchedule | None = None
 
     @property
     def share(self) -> float:
         """How much of what is pushed is in force, in [0, 1]."""
+        if self._learned is not None:
+            return sum(self._learned.localities) / len(self._learned.localities)
         return min(1.0, max(0.0, (1 - self.log_multiplier / RANGE) / 2))
 
-    def update(self, step: int, cross_entropy: float) -> dict[str, float]:
+    def learns_at(self, step: int) -> bool:
+        """Whether ``update`` wants a gradient of optimiser step ``step`` (counted from 1)."""
+        return self.push == "schedule" and step <= HOLD * len(self.reference)
+
+    def update(self, step: int, cross_entropy: float, gradient: Sequence[float] | None = None) -> dict[str, Any]:
         """Answer the cross-entropy of optimiser step ``step`` (counted from 1); what happened, for the log.
 
+        Args:
+            gradient: of the loss with respect to every lambda, where ``learns_at`` says so.
+
         Returns:
-            ``share``, ``log_multiplier``, and ``gap``: the moving average of CE - CE_ref in nats.
+            ``share``, ``log_multiplier``, and ``gap``: the moving average of CE - CE_ref in nats; where lambda is
+            learned, its ``logits`` and ``slopes`` too.
 
         Raises:
             ProlocError: the reference has no such step.
@@ -77,17 +90,32 @@ class Budget:
             violation = min(1.0, max(-1.0, self.gap / self.allowed - 1))
             moved = self.log_multiplier + 2 * RANGE * violation / (RISE * total)
             self.log_multiplier = min(RANGE, max(-RANGE, moved))
-        return {"share": used, "log_multiplier": self.log_multiplier, "gap": self.gap}
+        entry: dict[str, Any] = {"share": used, "log_multiplier": self.log_multiplier, "gap": self.gap}
+        if self._learned is not None:
+            if gradient is not None:
+                self._learned.update(gradient, math.exp(self.log_multiplier) / self.allowed)
+            entry |= {"logits": list(self._learned.logits), "slopes": list(self._learned.slopes)}
+        return entry
 
-    def restore(self, logged: Mapping[str, float]) -> None:
+    def restore(self, logged: Mapping[str, Any]) -> None:
         """Go on from what ``update`` returned last."""
         self.log_multiplier, self.gap = logged["log_multiplier"], logged["gap"]
+        if self.push == "schedule":
+            learned = self._schedule(len(logged["logits"]))
+            learned.logits, learned.slopes = list(logged["logits"]), list(logged["slopes"])
 
     def localities(self, schedule: Sequence[float]) -> tuple[float, ...]:
         """lambda of every layer at the present share; ``schedule`` is what the model was localised with."""
+        if self.push == "schedule":
+            return self._schedule(len(schedule)).localities
         if self.push == "hard-layers":
             return hard_layers(self.share * len(schedule), len(schedule))
         return tuple(self.share * value for value in schedule) if self.push == "lambda" else tuple(schedule)
+
+    def _schedule(self, num_layers: int) -> LearnedSchedule:
+        if self._learned is None:
+            self._learned = LearnedSchedule(num_layers, rate=2 * LIMIT / (RISE * len(self.reference)))
+        return self._learned
 
 
 def hard_layers(number: float, num_layers: int) -> tuple[float, ...]:

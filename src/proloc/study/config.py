@@ -133,9 +133,10 @@ class BudgetSection(Section):
     cost: float | None = Field(default=None, gt=0.0)
     """Allowed rise of the perplexity over that of the reference tuned with the same seed, which then runs first, on the
     same batches: 0.01 = one per cent. None = no budget."""
-    push: Literal["hard-layers", "lambda", "phi"] = "hard-layers"
+    push: Literal["hard-layers", "lambda", "phi", "schedule"] = "hard-layers"
     """"hard-layers": how many last layers are hard, instead of the schedule; "lambda": a factor on the schedule;
-    "phi": the penalty's fidelity target (modes "soft" and "both")."""
+    "phi": the penalty's fidelity target (modes "soft" and "both"); "schedule": a lambda for each layer, learned, which
+    writes attention out (slow)."""
 
 
 class Condition(Section):
@@ -272,7 +273,7 @@ class StudyConfig(Section):
             raise ValueError(
                 f'condition {condition.name!r} pushes phi, which a penalty of kind "{seen.penalty.kind}" has not'
             )
-        if pushed in ("lambda", "hard-layers") and self.mode_of(condition) == "soft":
+        if pushed not in (None, "phi") and self.mode_of(condition) == "soft":
             raise ValueError(f'condition {condition.name!r} has mode "soft" and can push "phi" only')
         if pushed and seen.training.dial != 1.0:
             raise ValueError(f"condition {condition.name!r} has a budget, which moves the dial itself; leave dial out")

@@ -98,6 +98,7 @@ class TrainingPoint(Record):
         share: with a budget, how much of what it pushes was in force, in [0, 1].
         log_multiplier: of the budget, after this step.
         gap: moving average of the cross-entropy minus that of the reference on the same batches, in nats.
+        logits, slopes: where lambda is learned, its logit after this step and the gradient's moving average, by layer.
     """
 
     step: int
@@ -107,6 +108,8 @@ class TrainingPoint(Record):
     share: float | None = None
     log_multiplier: float | None = None
     gap: float | None = None
+    logits: list[float] | None = None
+    slopes: list[float] | None = None
 
 
 class Training(Record):

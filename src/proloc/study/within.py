@@ -22,6 +22,7 @@ CONTEXT = 512
 _WAYS: dict[Push, tuple[str, Any]] = {
     "hard-layers": ("hard", Uniform(value=1.0)),
     "lambda": ("hard", Polynomial(beta=1)),
+    "schedule": ("hard", Uniform(value=1.0)),
     "phi": ("both", Polynomial(beta=5)),
 }
 
