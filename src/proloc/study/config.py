@@ -25,7 +25,9 @@ OVERRIDABLE = (
     "halo",
     "sinks",
     "sink_token",
+    "dials",
     "penalty",
+    "budget",
     "training.dial",
     "training.block_dropout",
     "training.distil",
@@ -150,6 +152,18 @@ class ExplainSection(Section):
         return self
 
 
+class BudgetSection(Section):
+    """As local as a cost allows: what is pushed goes up while the cross-entropy stays within the budget."""
+
+    cost: float | None = Field(default=None, gt=0.0)
+    """Allowed rise of the perplexity over that of the reference tuned with the same seed, which then runs first, on the
+    same batches: 0.01 = one per cent. None = no budget."""
+    push: Literal["hard-layers", "lambda", "phi", "schedule"] = "hard-layers"
+    """"hard-layers": how many last layers are hard, instead of the schedule; "lambda": a factor on the schedule;
+    "phi": the penalty's fidelity target (modes "soft" and "both"); "schedule": a lambda for each layer, learned, which
+    writes attention out (slow)."""
+
+
 class Condition(Section):
     """One way of making the model local."""
 
@@ -163,7 +177,7 @@ class Condition(Section):
     """None = the study's mode."""
     override: dict[str, Any] = Field(default={})
     """What this condition does otherwise than the study, for example {penalty.phi = 0.3, halo = 1}; it can change
-    halo, sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
+    halo, sinks, sink_token, dials, penalty, budget, and of training dial, distil, temperature and teacher."""
 
     @field_validator("schedule")
     @classmethod
@@ -220,6 +234,7 @@ class StudyConfig(Section):
     length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
+    budget: BudgetSection = BudgetSection()
     explain: ExplainSection | None = None
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
@@ -281,6 +296,50 @@ class StudyConfig(Section):
             self._check(condition)
         return self
 
+    def _check(self, condition: Condition) -> None:
+        """What no key alone can tell; an override that is not right raises too."""
+        seen = self.of(condition)
+        if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
+            raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
+        pushed = seen.budget.push if seen.budget.cost else None
+        if pushed == "phi" and self.mode_of(condition) == "hard":
+            raise ValueError(f'condition {condition.name!r} pushes phi, which mode "hard" has no penalty for')
+        if pushed == "phi" and seen.penalty.kind != "fidelity":
+            raise ValueError(
+                f'condition {condition.name!r} pushes phi, which a penalty of kind "{seen.penalty.kind}" has not'
+            )
+        if pushed not in (None, "phi") and self.mode_of(condition) == "soft":
+            raise ValueError(f'condition {condition.name!r} has mode "soft" and can push "phi" only')
+        if pushed and seen.training.dial != 1.0:
+            raise ValueError(f"condition {condition.name!r} has a budget, which moves the dial itself; leave dial out")
+        taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
+        if taught and self.sink_token and not seen.sink_token:
+            raise ValueError(
+                f"condition {condition.name!r} has no sink_token, but its teacher has; leave that override out"
+            )
+
+    def of(self, condition: Condition) -> "StudyConfig":
+        """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
+        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
+        for key, value in condition.override.items():
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+        if condition.name == REFERENCE:
+            data["training"] |= {"dial": 1.0, "distil": 0.0}
+            data["budget"] = {}
+        try:
+            return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
+        except ValidationError as error:
+            raise ValueError(f"condition {condition.name!r}: {first_problem(error)}".rstrip(".")) from error
+
+    def taught_by_reference(self) -> list[Condition]:
+        """The conditions whose teacher is the tuned reference."""
+        seen = [(each, self.of(each).training) for each in self.conditions]
+        return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
+
+    def budgeted(self) -> list[Condition]:
+        """The conditions whose locality goes as far as a budget allows."""
+        return [each for each in self.conditions if self.of(each).budget.cost is not None]
+
     @model_validator(mode="after")
     def _partitioners_can_be_built(self) -> "StudyConfig":
         if self.blocks.kind == "random":
@@ -306,36 +365,21 @@ class StudyConfig(Section):
         free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
         return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
 
-    def _check(self, condition: Condition) -> None:
-        """What no key alone can tell; an override that is not right raises too."""
-        seen = self.of(condition)
-        if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
-            raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
-        taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
-        if taught and self.sink_token and not seen.sink_token:
-            raise ValueError(
-                f"condition {condition.name!r} has no sink_token, but its teacher has; leave that override out"
-            )
-
-    def of(self, condition: Condition) -> "StudyConfig":
-        """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
-        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
-        for key, value in condition.override.items():
-            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
-        if condition.name == REFERENCE:
-            data["training"] |= {"dial": 1.0, "distil": 0.0}
-        try:
-            return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
-        except ValidationError as error:
-            raise ValueError(f"condition {condition.name!r}: {_first_problem(error)}".rstrip(".")) from error
-
-    def taught_by_reference(self) -> list[Condition]:
-        """The conditions whose teacher is the tuned reference."""
-        seen = [(each, self.of(each).training) for each in self.conditions]
-        return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
-
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "": StudyConfig,
+    "text": TextSection,
+    "blocks": BlocksSection,
+    "partitioners.NAME": BlocksSection,
+    "training": TrainingSection,
+    "penalty": PenaltySection,
+    "budget": BudgetSection,
+    "explain": ExplainSection,
+    "conditions": Condition,
+}
 
 
 def load_config(path: str | Path) -> StudyConfig:
@@ -357,7 +401,7 @@ def load_config(path: str | Path) -> StudyConfig:
     except tomllib.TOMLDecodeError as error:
         raise ProlocError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
-        raise ProlocError(f"{path}: {_first_problem(error)}") from error
+        raise ProlocError(f"{path}: {first_problem(error)}") from error
     if config.text.file is None:
         return config
     try:
@@ -367,7 +411,20 @@ def load_config(path: str | Path) -> StudyConfig:
     return config.model_copy(update={"text": config.text.model_copy(update={"file": file})})
 
 
-def _first_problem(error: ValidationError) -> str:
+def with_budget(config: StudyConfig, cost: float) -> StudyConfig:
+    """The same study with a budget for every condition but the reference and those with a budget of their own.
+
+    Raises:
+        ProlocError: a condition cannot have one.
+    """
+    data = config.model_dump(exclude_unset=True)
+    try:
+        return StudyConfig.model_validate({**data, "budget": {**data.get("budget", {}), "cost": cost}})
+    except ValidationError as error:
+        raise ProlocError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
     """The first problem as one sentence that names the key."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
@@ -380,20 +437,10 @@ def _first_problem(error: ValidationError) -> str:
 
 def describe_keys() -> str:
     """Every key of a study's file with its default and meaning, as text."""
-    sections: list[tuple[str, type[Section]]] = [
-        ("", StudyConfig),
-        ("text", TextSection),
-        ("blocks", BlocksSection),
-        ("partitioners.NAME", BlocksSection),
-        ("training", TrainingSection),
-        ("penalty", PenaltySection),
-        ("explain", ExplainSection),
-        ("conditions", Condition),
-    ]
     lines: list[str] = []
-    for name, section in sections:
+    for name, section in SECTIONS.items():
         lines.append(f"\n[{name}]" if name else "top level")
         for key, field in section.model_fields.items():
-            default = "" if field.is_required() or (name == "" and key in dict(sections)) else f" = {field.default!r}"
+            default = "" if field.is_required() or (name == "" and key in SECTIONS) else f" = {field.default!r}"
             lines.append(f"  {key}{default}" + (f"\n      {field.description}" if field.description else ""))
     return "\n".join(lines)
