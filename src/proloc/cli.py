@@ -81,7 +81,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_localize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "localize",
         "make a model as local as possible at no more than a given cost",
