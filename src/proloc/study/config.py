@@ -10,15 +10,14 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from proloc.errors import ProlocError
 from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
 from proloc.study.config_blocks import ROLES, UNTHRESHOLDED, BlocksSection
+from proloc.study.config_explain import ExplainSection
+from proloc.study.config_training import BudgetSection, PenaltySection, Position, TrainingSection
 from proloc.study.section import Section
 
 REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
-PenaltyKind = Literal["fidelity", "group", "entropy", "kl"]
-Targets = float | list[float] | list[list[float]]
-Position = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
 OVERRIDABLE = (
@@ -64,104 +63,6 @@ class TextSection(Section):
         if len(given) != 1:
             raise ValueError(f"give exactly one of file, dataset and builtin, not {given or 'none'}")
         return self
-
-
-class TrainingSection(Section):
-    """How every run is tuned; the same budget for all."""
-
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
-    context: int = Field(ge=2)
-    """Tokens per window."""
-    batch_size: int = Field(default=4, ge=1)
-    """Windows per forward pass."""
-    accumulation: int = Field(default=1, ge=1)
-    """Forward passes per optimiser step."""
-    learning_rate: float = Field(default=1e-4, gt=0.0)
-    """Peak of AdamW's learning rate; linear warm-up over 10% of the steps, then cosine to 0."""
-    weight_decay: float = Field(default=0.01, ge=0.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16" computes in mixed precision; weights and optimiser stay fp32, evaluation is fp32."""
-    lora_rank: int | None = Field(default=None, ge=1)
-    """Tune low-rank adapters of this rank on all linear layers (needs peft); None = all weights."""
-    gradient_checkpointing: bool = False
-    dial: Literal["sampled"] | Position | list[Position] = 1.0
-    """Where the dial stands while modes "hard" and "both" tune: a position for all steps, "sampled" = drawn uniformly
-    from [0, 1] for every optimiser step, or a list of positions to draw from. A model tuned at a position is measured
-    there, one tuned at many at 1."""
-    distil: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Weight w of a frozen undialled teacher: the loss is (1 - w) * cross-entropy + w * KL(teacher || student)."""
-    temperature: float = Field(default=1.0, gt=0.0)
-    """Divides the logits of teacher and student; their KL is multiplied by its square."""
-    teacher: Literal["base", "distributed"] = "base"
-    """"base": the model before tuning; "distributed": the reference tuned with the same seed, which then runs first."""
-    block_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Probability of hiding a block, in one forward pass and in layers with lambda > 0, from later blocks."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
-    twentieth of the run); None = every tenth of the run."""
-    report_to: list[str] = Field(default=[])
-    """Trackers of transformers' Trainer, for example ["tensorboard"]."""
-
-
-class PenaltySection(Section):
-    """What modes "soft" and "both" add to the cross-entropy; all kinds read attention as it was before the dial."""
-
-    kind: PenaltyKind = "fidelity"
-    """"fidelity": the low-fidelity constraint; "group": sparsity over away blocks (writes attention out, slow);
-    "entropy": bits above a target; "kl": what the dial would move."""
-    phi: Targets = 0.5
-    """Wanted fidelity ("fidelity"): a number, one for each layer, or one for each head of each layer."""
-    target_bits: Targets = 2.0
-    """Wanted entropy in bits ("entropy"), likewise."""
-    weight: float = Field(default=0.1, ge=0.0)
-    """Nats per token for each unit of the penalty: missing fidelity, away mass, bits, or nats of divergence."""
-
-    @model_validator(mode="after")
-    def _target_of_its_kind(self, info: ValidationInfo) -> "PenaltySection":
-        if info.context is not None:  # a condition that overrides the kind need not take back the study's target
-            return self
-        for key, kind in (("phi", "fidelity"), ("target_bits", "entropy")):
-            if key in self.model_fields_set and self.kind != kind:
-                raise ValueError(f'{key} belongs to a penalty of kind "{kind}", and this one is "{self.kind}"')
-        return self
-
-
-class ExplainSection(Section):
-    """What is measured of explanations after tuning, in every run; without this section, nothing is."""
-
-    passages: int = Field(default=16, ge=0)
-    """Held-out windows whose last tokens are explained."""
-    questions: int = Field(default=16, ge=0)
-    """Built-in questions whose answer stands in one known block."""
-    target_tokens: int = Field(default=16, ge=1)
-    """Tokens explained at the end of a held-out window."""
-    ablations: int = Field(default=64, ge=8)
-    """Random ablations that faithfulness is measured on."""
-    fitted: int = Field(default=32, ge=8)
-    """Other ablations that the linear surrogate and the weights of heads are fitted to."""
-    how: Literal["removed", "cut"] = "removed"
-    """"removed" takes a block's tokens out of the text, "cut" takes the edges to them out of attention."""
-    erasure: bool = True
-    """Also measure top-1 drop, comprehensiveness and sufficiency."""
-
-    @model_validator(mode="after")
-    def _something(self) -> "ExplainSection":
-        if self.passages + self.questions == 0:
-            raise ValueError("give passages, questions or both")
-        return self
-
-
-class BudgetSection(Section):
-    """As local as a cost allows: what is pushed goes up while the cross-entropy stays within the budget."""
-
-    cost: float | None = Field(default=None, gt=0.0)
-    """Allowed rise of the perplexity over that of the reference tuned with the same seed, which then runs first, on the
-    same batches: 0.01 = one per cent. None = no budget."""
-    push: Literal["hard-layers", "lambda", "phi", "schedule"] = "hard-layers"
-    """"hard-layers": how many last layers are hard, instead of the schedule; "lambda": a factor on the schedule;
-    "phi": the penalty's fidelity target (modes "soft" and "both"); "schedule": a lambda for each layer, learned, which
-    writes attention out (slow)."""
 
 
 class Condition(Section):
@@ -269,15 +170,6 @@ class StudyConfig(Section):
             if isinstance(name, str) and name not in STANDARD_CONDITIONS:
                 raise ValueError(f"there is no condition {name!r}; choose from {', '.join(STANDARD_CONDITIONS)}")
         return [STANDARD_CONDITIONS[each] if isinstance(each, str) else each for each in value]
-
-    @model_validator(mode="after")
-    def _targets_fit(self) -> "StudyConfig":
-        if self.explain is not None and self.explain.target_tokens >= self.training.context // 2:
-            raise ValueError(
-                f"explain.target_tokens = {self.explain.target_tokens} must be less than half of the context, "
-                f"{self.training.context}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _comparable(self, info: ValidationInfo) -> "StudyConfig":
