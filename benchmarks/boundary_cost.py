@@ -98,10 +98,11 @@ def about(cost: Cost, blocks: Tensor, nats: np.ndarray, halo: int = 0) -> dict[s
     since = place - np.maximum.accumulate(np.where(opens, place, 0), axis=1)
     first = np.array([np.searchsorted(row, np.maximum(row - halo, 0)) for row in ids])
     lost, later = (nats - cost.undialled), (ids > halo)[:, :-1]  # nothing is hidden in a window's first block
-    bins = {
-        f"{low}-{high - 1}": round(float(lost[later & (since[:, :-1] >= low) & (since[:, :-1] < high)].mean()), 4)
-        for low, high in itertools.pairwise(SINCE)
-    }
+    bins = {}
+    for low, high in itertools.pairwise(SINCE):
+        chosen = later & (since[:, :-1] >= low) & (since[:, :-1] < high)
+        if chosen.any():
+            bins[f"{low}-{high - 1}"] = round(float(lost[chosen].mean()), 4)
     return {
         "over_undialled": ratio(nats, cost.undialled),
         "tokens_per_opened_block": round(ids.size / int(opens.sum()), 1),

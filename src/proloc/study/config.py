@@ -252,6 +252,15 @@ class StudyConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _targets_fit(self) -> "StudyConfig":
+        if self.explain is not None and self.explain.target_tokens >= self.training.context // 2:
+            raise ValueError(
+                f"explain.target_tokens = {self.explain.target_tokens} must be less than half of the context, "
+                f"{self.training.context}"
+            )
+        return self
+
     def mean_length_of(self, section: BlocksSection) -> float | None:
         """Wanted tokens per block: the section's own, else that of [blocks]; None = as the text makes them."""
         free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
