@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from proloc.blocks import TilingBlocks as TilingBlocks
     from proloc.errors import ProlocError as ProlocError
     from proloc.evaluation import evaluate as evaluate
+    from proloc.explaining.explain import explain as explain
     from proloc.hf import LocalCache as LocalCache
     from proloc.hf import add_figures as add_figures
+    from proloc.hf import cutting as cutting
     from proloc.hf import describe as describe
     from proloc.hf import dial as dial
     from proloc.hf import dropping_blocks as dropping_blocks
@@ -58,9 +60,11 @@ _HOME = {
     ),
     "proloc.errors": ("ProlocError",),
     "proloc.evaluation": ("evaluate",),
+    "proloc.explaining.explain": ("explain",),
     "proloc.hf": (
         "LocalCache",
         "add_figures",
+        "cutting",
         "describe",
         "dial",
         "dropping_blocks",

@@ -2,18 +2,18 @@
 
 import argparse
 import json
+import math
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from proloc import __version__
+from proloc.cli_explain import add_explain, add_heads
+from proloc.cli_parts import add_command, text_of, write_out
 from proloc.errors import ProlocError
 
-# One word with a separator in it, or with a short suffix.
-_LOOKS_LIKE_A_FILE = re.compile(r"\S*[/\\]\S*|\S+\.[A-Za-z]{1,4}")
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -27,28 +27,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_report(commands)
     _add_check(commands)
+    _add_localize(commands)
     _add_generate(commands)
     _add_blocks(commands)
+    add_explain(commands)
+    add_heads(commands)
     _add_models(commands)
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    summary: str,
-    detail: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=detail, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "study",
         "tune a model under several localities and seeds, and report",
@@ -59,11 +48,12 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("config", nargs="?", default="demo", help='a TOML file, or "demo" (default)')
     parser.add_argument("--out", type=Path, help="folder for the results (default: out/<name of the study>)")
     parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow)")
+    parser.add_argument("--budget", help="push locality as far as this cost in perplexity allows, for example 1%%")
     parser.add_argument("--keys", action="store_true", help="print every key a study's file can have, and stop")
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "report",
         "make the report of a study again",
@@ -74,7 +64,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "check",
         "show that a model, localised, is exactly what it says it is",
@@ -90,8 +80,32 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
+def _add_localize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "localize",
+        "make a model as local as possible at no more than a given cost",
+        "Tune a model on a text, once as it is and once as local as the budget allows, and keep the local one with\n"
+        "its model card. Interrupt it whenever you like; the same command continues it. The budget is held on\n"
+        "training batches; what it came to on held-out text is printed, and is in the report.",
+        _localize,
+    )
+    parser.add_argument("model", help="builtin, smollm2-135m, a folder or a Hub id")
+    parser.add_argument("text", type=Path, help="a UTF-8 file; its last tenth is held out")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and the study behind it")
+    parser.add_argument("--budget", default="1%", help="allowed rise of the perplexity (default: 1%%)")
+    parser.add_argument(
+        "--push",
+        default="hard-layers",
+        choices=["hard-layers", "lambda", "phi", "schedule"],
+        help="what goes up: hard last layers (default), a factor on a linear schedule, a fidelity target, or a "
+        "lambda learned for each layer (slow)",
+    )
+    parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each of the two (default: 200)")
+
+
 def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "generate",
         "continue a prompt with the dial where you want it",
@@ -108,7 +122,7 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "blocks",
         "show a text with its blocks in colour",
@@ -128,7 +142,7 @@ def _add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "models",
         "list models that need no hub, or install one",
@@ -140,7 +154,7 @@ def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from proloc.study.config import describe_keys, load_config
+    from proloc.study.config import describe_keys, load_config, with_budget
 
     if arguments.keys:
         print(describe_keys())
@@ -148,6 +162,8 @@ def _study(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if arguments.workers is not None and arguments.workers < 1:
         raise ProlocError(f"--workers is {arguments.workers}; it must be 1 or more.")
+    if arguments.budget is not None:
+        config = with_budget(config, _share(arguments.budget))
     folder = arguments.out or Path("out") / config.name
 
     from proloc.study.runner import run_study
@@ -161,6 +177,41 @@ def _study(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _localize(arguments: argparse.Namespace) -> int:
+    from proloc.study.within import localise_within
+
+    cost = _share(arguments.budget)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    answer = localise_within(
+        arguments.model,
+        arguments.text,
+        cost=cost,
+        push=arguments.push,
+        steps=arguments.steps,
+        folder=arguments.out,
+    )
+    _show_report(arguments.out / "study")
+    print(
+        f"\nThe model: {answer.model.resolve()}\n"
+        f"Locality by layer: {' '.join(f'{value:.2f}' for value in answer.localities)}"
+        f" ({arguments.push}: {100 * answer.share:.0f}%)\n"
+        f"Held-out perplexity: {answer.ratio:.4f} times that of the same model tuned undialled (budget {1 + cost:g})."
+    )
+    return 0
+
+
+def _share(text: str) -> float:
+    """A cost as a share: "1%" and "0.01" are the same."""
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0.0 < share < math.inf:
+        raise ProlocError(f"the budget is {text!r}; give a share above 0, for example 1% or 0.01.")
+    return share
+
+
 def _report(arguments: argparse.Namespace) -> int:
     _show_report(arguments.folder)
     return 0
@@ -170,9 +221,14 @@ def _show_report(folder: Path) -> None:
     from rich.console import Console
 
     from proloc.report import build_report, print_table
-    from proloc.study.results import load_study
+    from proloc.report.faithfulness import print_faithfulness
+    from proloc.study.faithful_statistics import summarise_faithfulness
+    from proloc.study.results import load_faithfulness, load_study
 
-    print_table(*load_study(folder), Console())
+    study, runs = load_study(folder)
+    print_table(study, runs, Console())
+    if explained := load_faithfulness(folder, study):
+        print_faithfulness(summarise_faithfulness(study.name, explained), Console())
     page = build_report(folder)
     print(f"\nThe report: {page.resolve()}\nIts numbers: {(folder / 'summary.json').resolve()}")
 
@@ -212,7 +268,7 @@ def _blocks(arguments: argparse.Namespace) -> int:
     from proloc.marking import mark_blocks
 
     marked = mark_blocks(
-        _text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
+        text_of(arguments.text), kind=arguments.kind, model=arguments.model, mean_length=arguments.mean_length
     )
     if arguments.json:
         print(json.dumps(marked.to_json(), ensure_ascii=False))
@@ -223,32 +279,10 @@ def _blocks(arguments: argparse.Namespace) -> int:
 
         print_blocks(marked, Console())
     if arguments.html is not None:
-        from proloc.files import write_atomically
         from proloc.report.blocks import blocks_page
 
-        try:
-            write_atomically(arguments.html, blocks_page(marked))
-        except OSError as error:
-            raise ProlocError(f"cannot write the page {arguments.html}: {error.strerror or error}.") from error
-        print(f"The page: {arguments.html.resolve()}", file=sys.stderr)
+        write_out(arguments.html, blocks_page(marked))
     return 0
-
-
-def _text_of(text_or_file: str) -> str:
-    """The file's text where there is such a file, else the text itself, unless it looks like a file's name."""
-    from proloc.text import read_file
-
-    try:
-        is_file = Path(text_or_file).is_file()
-    except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
-        is_file = False
-    if is_file:
-        return read_file(Path(text_or_file))
-    if _LOOKS_LIKE_A_FILE.fullmatch(text_or_file):
-        raise ProlocError(
-            f"there is no file {text_or_file}; if you mean these characters as a text, put a space behind."
-        )
-    return text_or_file
 
 
 def _models(arguments: argparse.Namespace) -> int:

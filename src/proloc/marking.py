@@ -65,7 +65,7 @@ def mark_blocks(
         settings={name: value for name, value in partitioner.settings().items() if not isinstance(value, dict | list)},
         meaning=trace.meaning,
         threshold=trace.threshold if math.isfinite(trace.threshold) else None,
-        tokens=_pieces(text, [end for _, end in encoded["offset_mapping"]]),
+        tokens=pieces(text, [end for _, end in encoded["offset_mapping"]]),
         block_ids=(np.cumsum(opens) - 1).tolist(),
         scores=[float(score) if np.isfinite(score) else None for score in trace.scores],
     )
@@ -82,7 +82,7 @@ def _of_length(partitioner: Partitioner, kind: str, ids: NDArray[np.int64], mean
     return calibrate(partitioner, [ids], mean_length)
 
 
-def _pieces(text: str, ends: list[int]) -> list[str]:
+def pieces(text: str, ends: list[int]) -> list[str]:
     """The text cut after each token; a character that several tokens share goes with the first of them."""
     reached = np.maximum.accumulate(np.asarray(ends)).tolist()
     reached[-1] = len(text)

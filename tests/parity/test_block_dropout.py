@@ -6,8 +6,9 @@ from test_training import Windows, history, trainer
 from tiny import random_ids, tiny_model
 
 import proloc
-from proloc.attention import reference
-from proloc.hf import find_state, routing
+from proloc.attention import Keys, reference
+from proloc.attention.choose import OPEN
+from proloc.hf import find_state
 from proloc.locality import AWAY, HIDDEN, Layout, drop_blocks
 
 BLOCKS = proloc.FixedBlocks(4)
@@ -79,9 +80,9 @@ def test_outputs_and_gradients_are_those_of_the_reference_over_a_matrix_made_by_
         relation = keys.relation()
         if float(retain) == 0.5:
             relation = torch.where(hidden, HIDDEN, relation).to(torch.uint8)
-        return real(query, key, value, routing.Keys.of_relation(relation), retain, **how)
+        return real(query, key, value, Keys.of_relation(relation), retain, **how)
 
-    monkeypatch.setattr(reference, "attend_ranges", by_hand)
+    monkeypatch.setitem(OPEN, "reference", by_hand)
     oracle = outputs(localised(attention="reference", **settings), ids, 0.0)
     for found, expected in zip(ours, oracle, strict=True):
         torch.testing.assert_close(found, expected, **CLOSE)

@@ -1,6 +1,7 @@
 """The keys of a batch as the attention backends see them: as ranges, and as a matrix only if somebody needs one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Keys:
         ranges: None where visible keys or blocks are not contiguous.
         relation: makes the uint8 matrix ``[batch, 1, query, key]`` of ``locality.relate``; called once, if at all.
         windowed: some queries do not see back to the start of their text.
+        cut: what the layers get instead that lose edges (``hf.cutting``); None = no layer does.
         held: positions int64 ``[held]`` of the keys that are left in layers whose cache dropped some; None = all.
         dropped: bool ``[batch, key]``, keys that ``thinned`` hides where they are away (block dropout); None = none.
     """
@@ -35,11 +37,13 @@ class Keys:
         *,
         windowed: bool = False,
         held: Tensor | None = None,
+        cut: "CutKeys | None" = None,
         dropped: Tensor | None = None,
     ) -> None:
         self.ranges = ranges
         self.windowed = windowed
         self.held = held
+        self.cut = cut
         self.dropped = dropped
         self._make = relation
         self._relation: Tensor | None = None
@@ -56,6 +60,10 @@ class Keys:
         if self._relation is None:
             self._relation = self._make()
         return self._relation
+
+    def at_layer(self, layer: int) -> "Keys":
+        """What this layer gets."""
+        return self if self.cut is None or not self.cut.concerns(layer) else self.cut.keys
 
     def local(self) -> "Keys":
         """The same queries over the keys ``held`` alone."""
@@ -85,6 +93,8 @@ class Keys:
         """Share of the visible keys that are home or sink, ``[batch, query]``: the fidelity of uniform attention."""
         if self.ranges is not None:
             return self.ranges.uniform()
+        if self.relation().shape[1] != 1:
+            raise ProlocError("every head has its own keys here, so uniform attention is not one number for all heads.")
         relation = self.relation()[:, 0]
         return (relation >= HOME).sum(dim=-1) / (relation != HIDDEN).sum(dim=-1).clamp_min(1)
 
@@ -95,9 +105,21 @@ class Keys:
             start, home, sinks = (part.to(device) for part in (ranges.visible_start, ranges.home_start, ranges.sinks))
             ranges = KeyRanges(start, home, sinks, ranges.query_offset)
         held, dropped = (None if part is None else part.to(device) for part in (self.held, self.dropped))
-        return Keys(ranges, lambda: self.relation().to(device), windowed=self.windowed, held=held, dropped=dropped)
+        cut = None if self.cut is None else CutKeys(self.cut.keys.to(device), self.cut.layers)
+        return Keys(
+            ranges,
+            lambda: self.relation().to(device),
+            windowed=self.windowed,
+            held=held,
+            dropped=dropped,
+            cut=cut,
+        )
 
     def __getitem__(self, index: Any) -> Tensor:
+        if self.cut is not None:
+            if self.cut.layers is None:
+                return self.cut.keys[index]
+            raise ProlocError("this model cuts its attention mask to length, so edges can be cut in all layers only.")
         relation = self.relation()
         part = relation[index]
         if self.held is not None and part.shape[-1:] != relation.shape[-1:]:
@@ -112,3 +134,19 @@ class Keys:
             f"this architecture computes with its attention mask (it asked for {name!r}), whose meaning proloc would "
             "change; it cannot be localised."
         )
+
+
+@dataclass(frozen=True)
+class CutKeys:
+    """The keys of layers that lose edges, see ``hf.cutting``.
+
+    Attributes:
+        keys: what they get; with a head axis of 1, or of all heads.
+        layers: which they are; None = all.
+    """
+
+    keys: Keys
+    layers: frozenset[int] | None
+
+    def concerns(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers

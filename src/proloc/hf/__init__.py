@@ -2,6 +2,7 @@
 
 from proloc.hf.cache import LocalCache
 from proloc.hf.card import add_figures, figures
+from proloc.hf.cutting import cutting
 from proloc.hf.frozen import provide
 from proloc.hf.loading import from_pretrained
 from proloc.hf.localize import localize
@@ -23,6 +24,7 @@ __all__ = [
     "Recorder",
     "add_figures",
     "check_block_dropout",
+    "cutting",
     "describe",
     "dial",
     "dropping_blocks",

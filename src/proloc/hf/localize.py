@@ -150,7 +150,7 @@ class LocalisedModel:
         held = cache.follow(state, layout) if isinstance(cache, LocalCache) else None
         drops = self.training and state.block_dropout > 0.0  # type: ignore[attr-defined]
         dropped = drop_blocks(layout, state.block_dropout) if drops else None
-        token = current_layout.set(Current(layout, held=held, dropped=dropped))
+        token = current_layout.set(Current(layout, held=held, dropped=dropped, cut=state.cut))
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -179,7 +179,7 @@ class LocalisedModel:
             )
         state: LocalityState = self.__dict__[ATTRIBUTE]
         layout = state.layout(input_ids, block_ids, _valid(kwargs.get("attention_mask"), input_ids), None)
-        token = current_layout.set(Current(layout, prepared=True))
+        token = current_layout.set(Current(layout, prepared=True, cut=state.cut))
         try:
             prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         finally:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from proloc.attention import KeyRanges, Keys, Needs, Wanted, choose, undialled_entropy
+from proloc.attention import CutKeys, KeyRanges, Keys, Needs, Wanted, choose, undialled_entropy
 from proloc.errors import ProlocError
 from proloc.hf.state import ATTRIBUTE, LocalityState, Recording, current_layout
 from proloc.hf.visibility import MaskRequest, visible_starts
-from proloc.locality import Layout, relate
+from proloc.locality import HIDDEN, Layout, relate
 
 NAME = "proloc"
 NOT_LOCALISED = (
@@ -78,6 +78,8 @@ def keys_mask(
         return relate(layout, request.query_positions(), request.visible())
 
     if current.prepared:
+        if current.cut is not None:
+            raise ProlocError("edges cannot be cut with a static cache, whose masks are made in advance.")
         return relation()
     starts = visible_starts(request)
     windowed = starts is not None and kwargs.get("local_size") is not None
@@ -95,7 +97,13 @@ def keys_mask(
     if dropped is not None:
         dropped = dropped[:, request.kv_offset : request.kv_offset + kv_length]
         dropped = torch.nn.functional.pad(dropped, (0, kv_length - dropped.shape[1]), value=False)
-    return Keys(ranges, relation, windowed=windowed, held=held, dropped=dropped)
+    cut = None
+    if current.cut is not None:
+        end = request.kv_offset + kv_length
+        lost = current.cut.between(request.kv_offset + request.query_positions(), range(request.kv_offset, end))
+        less = Keys(None, lambda: relation().masked_fill(lost, HIDDEN), held=held, dropped=dropped)
+        cut = CutKeys(less, current.cut.layers)
+    return Keys(ranges, relation, windowed=windowed, held=held, dropped=dropped, cut=cut)
 
 
 def _key_window(layout: Layout, start: int, length: int) -> Layout:
@@ -155,15 +163,16 @@ def dialled_attention(
             f"the dial stood at {state.forward_dial} in the forward pass and at {state.dial} when checkpointing "
             "computed a layer again; call backward() inside the same `with dial(...)`."
         )
+    keys = keys.at_layer(layer)
     recorder = state.recorder
     wanted = recorder.wants(state.localities[layer])
     if keys.held is not None and key.shape[2] == len(keys.held):
-        _check_local(state, layer, measured=wanted != "nothing" or recorder.keep_weights)
+        _check_local(state, layer, measured=wanted != "nothing" or recorder.wants_weights)
         keys = keys.local()
     elif keys.dropped is not None and state.localities[layer] > 0.0 and state.dial * state.localities[layer] < 1.0:
         keys = keys.thinned()
     query, key, value = _of_one_type(query, key, value)
-    retain = state.retain[layer]
+    retain = state.retain_of(layer)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     choice = choose(
         state.requested,
@@ -173,12 +182,13 @@ def dialled_attention(
             queries=query.shape[2],
             keys=key.shape[2],
             wanted=STATISTICS[wanted],
-            weights=state.weights_asked_for or recorder.keep_weights or wanted == "weights",
+            weights=state.weights_asked_for or recorder.wants_weights or wanted == "weights",
             dropout=dropout > 0.0,
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
-            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(retain)),
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(retain.detach())),
+            slope=retain.requires_grad,
         ),
     )
     attention = choice.attend(

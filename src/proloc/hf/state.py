@@ -1,6 +1,6 @@
 """The locality of one model: what its attention layers look up while they run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,13 +29,39 @@ class Current:
         layout: of past and query tokens.
         prepared: masks are made in advance, for a static cache; transformers hands only matrices on from there.
         held: positions of the keys that hard layers still have (``LocalCache``); None = all.
+        cut: edges that attention loses (``cutting``); None = it keeps them all.
         dropped: keys of the blocks that block dropout drops, bool ``[batch, key]``; None = none.
     """
 
     layout: Layout
     prepared: bool = False
     held: Tensor | None = None
+    cut: "Cut | None" = None
     dropped: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Edges that attention loses: the query keeps none of the key's content in these layers.
+
+    Attributes:
+        edges: bool ``[batch, head or 1, text, text]`` (query, key), True = lost; ``batch`` may be 1 for all rows.
+        layers: where; None = in all.
+    """
+
+    edges: Tensor
+    layers: frozenset[int] | None
+
+    def between(self, queries: Tensor, keys: range) -> Tensor:
+        """The part ``[batch, head or 1, query, key]`` for queries and keys at these positions of the text.
+
+        Raises:
+            ProlocError: positions outside of the text that the edges are given for.
+        """
+        length = self.edges.shape[-1]
+        if keys.stop > length:
+            raise ProlocError(f"edges are cut in a text of {length} tokens; this one has {keys.stop}.")
+        return self.edges[..., keys.start : keys.stop][..., queries, :]
 
 
 # Set by the forward wrapper, read by the mask function only: attention layers may run again during the backward pass
@@ -60,6 +86,8 @@ class Recorder:
         layers: all statistics by layer, where all are wanted.
         weights: the weights as used, ``[batch, head, query, key]`` by layer, where they are kept.
         keep_weights: for pictures of single passages.
+        visit: called with every layer's number, attention (weights included) and keys while the layer runs, so that
+            nobody has to hold the weights of all layers at once.
     """
 
     wanted: Recording = "nothing"
@@ -71,6 +99,11 @@ class Recorder:
     layers: dict[int, AttentionStatistics] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
     keep_weights: bool = False
+    visit: Callable[[int, Attention, Keys], None] | None = None
+
+    @property
+    def wants_weights(self) -> bool:
+        return self.keep_weights or self.visit is not None
 
     def start(self, layout: Layout) -> None:
         """Forget the forward pass before this one."""
@@ -97,6 +130,8 @@ class Recorder:
             self.relations.setdefault(layer, keys.relation())
         if self.keep_weights and attention.weights is not None:
             self.weights.setdefault(layer, attention.weights.detach())
+        if self.visit is not None:
+            self.visit(layer, attention, keys)
 
     def wants(self, locality: float) -> Recording:
         """What is wanted of a layer of this locality."""
@@ -133,10 +168,12 @@ class LocalityState:
         self.localities = schedule.localities(num_layers)
         self.recorder = Recorder()
         self.attention_released = False  # to a tool that computes attention itself, see proloc.interop
+        self.cut: Cut | None = None
         self.block_dropout = 0.0  # of forward passes in training mode
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
+        self.learned_retain: Tensor | None = None  # takes its place where lambda itself is learned
         self.set_dial(1.0)
         self.forward_dial = self.dial  # of the latest forward pass
 
@@ -148,6 +185,17 @@ class LocalityState:
             raise ProlocError(f"the dial is {dial!r}; it must be a number in [0, 1].") from error
         self.retain.copy_(retained(torch.tensor(self.localities, dtype=torch.float64), dial))
         self.dial = dial
+
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Give the model another schedule and leave the dial where it stands."""
+        self.localities = schedule.localities(len(self.localities))
+        self.schedule = schedule
+        self.set_dial(self.dial)
+
+    def retain_of(self, layer: int) -> Tensor:
+        """The share that away keys keep in a layer, 0-dim; with its gradient where lambda is learned."""
+        learned = self.learned_retain if torch.is_grad_enabled() else None
+        return (self.retain if learned is None else learned)[layer]
 
     def layout(
         self, input_ids: Tensor | None, block_ids: Tensor | None, valid: Tensor | None, starts: Tensor | None
@@ -198,7 +246,11 @@ def dial(model: nn.Module, position: float) -> Iterator[None]:
 
 @contextmanager
 def recording(
-    model: nn.Module, wanted: Quantity | Literal["all"] = "all", *, keep_weights: bool = False
+    model: nn.Module,
+    wanted: Quantity | Literal["all"] = "all",
+    *,
+    keep_weights: bool = False,
+    visit: Callable[[int, Attention, Keys], None] | None = None,
 ) -> Iterator[Recorder]:
     """Collect attention statistics inside a ``with`` block; read them from the recorder after a forward pass.
 
@@ -207,10 +259,11 @@ def recording(
         wanted: "all" fills ``recorder.layers`` and ``recorder.fidelity``; "fidelity", "entropy" or "weights" what a
             penalty of that kind reads, with its gradient, where locality is above 0.
         keep_weights: also keep the weights as used in ``recorder.weights``.
+        visit: called with the number, attention (weights as used) and keys of every layer while it runs.
     """
     state = find_state(model)
     before = state.recorder
-    state.recorder = Recorder(wanted=wanted, keep_weights=keep_weights)
+    state.recorder = Recorder(wanted=wanted, keep_weights=keep_weights, visit=visit)
     try:
         yield state.recorder
     finally:

@@ -7,10 +7,12 @@ from proloc.errors import ProlocError
 from proloc.files import write_atomically
 from proloc.report.data import ReportData
 from proloc.report.export import to_csv, to_markdown
+from proloc.report.faithfulness import faithfulness_markdown
 from proloc.report.figures import draw_all
 from proloc.report.page import to_page
 from proloc.report.table import print_table
-from proloc.study.results import load_study
+from proloc.study.faithful_statistics import summarise_faithfulness
+from proloc.study.results import load_faithfulness, load_study
 
 __all__ = ["build_report", "print_table"]
 
@@ -18,8 +20,8 @@ __all__ = ["build_report", "print_table"]
 def build_report(folder: Path) -> Path:
     """Write the report of a study into its folder and return the path of the page.
 
-    Writes ``report.html``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, ``.csv`` and ``.md``, and
-    ``contrasts.json``. Each file is
+    Writes ``report.html``, ``figures/*.png`` and ``*.svg``, ``summary.json``, ``.csv`` and ``.md``, and
+    ``contrasts.json``; for a study that measured its explanations also ``faithfulness.json`` and ``.md``. Each file is
     complete or absent, and an unfinished study gives a report of what there is.
 
     Raises:
@@ -28,7 +30,12 @@ def build_report(folder: Path) -> Path:
     data = ReportData(*load_study(folder))
     figures = draw_all(data)
     page = folder / "report.html"
+    explained = load_faithfulness(folder, data.study)
     try:
+        if explained:
+            summary = summarise_faithfulness(data.study.name, explained)
+            write_atomically(folder / "faithfulness.json", summary.model_dump_json(indent=1) + "\n")
+            write_atomically(folder / "faithfulness.md", faithfulness_markdown(summary))
         for figure in figures:
             write_atomically(folder / "figures" / f"{figure.name}.png", figure.png)
             write_atomically(folder / "figures" / f"{figure.name}.svg", figure.svg)

@@ -5,6 +5,7 @@ A study folder holds::
     study.json                      what was planned: config, model, text, conditions, seeds, the model before tuning
     prepared.safetensors            tokens of all windows, the fitted partitioners, blocks that a model decided
     runs/<condition>-seed<seed>.json     one finished or failed run
+    faithfulness/<condition>-seed<seed>.json    with [explain]: how faithful its attributions are
     checkpoints/<condition>-seed<seed>/  only while that run is unfinished
     teachers/distributed-seed<seed>/     the tuned reference, where it teaches, only while the study is unfinished
 
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from proloc.errors import ProlocError
+from proloc.explaining.record import PassageFaithfulness
 from proloc.files import write_atomically
 
 SCHEMA_VERSION = 1
@@ -92,12 +94,24 @@ class Sample(Record):
 
 
 class TrainingPoint(Record):
-    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats."""
+    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats.
+
+    Attributes:
+        share: with a budget, how much of what it pushes was in force, in [0, 1].
+        log_multiplier: of the budget, after this step.
+        gap: moving average of the cross-entropy minus that of the reference on the same batches, in nats.
+        logits, slopes: where lambda is learned, its logit after this step and the gradient's moving average, by layer.
+    """
 
     step: int
     loss: float
     penalty: float
     distillation: float | None = None
+    share: float | None = None
+    log_multiplier: float | None = None
+    gap: float | None = None
+    logits: list[float] | None = None
+    slopes: list[float] | None = None
 
 
 class Training(Record):
@@ -139,8 +153,8 @@ class RunResult(Record):
     localities: list[float]
     training: Training | None = None
     metrics: Metrics | None = None
-    untuned: Metrics | None = None
     dials: list[DialMetrics] | None = None
+    untuned: Metrics | None = None
     sample: Sample | None = None
 
 
@@ -164,6 +178,16 @@ class StudyRecord(Record):
     baseline: Metrics
 
 
+class FaithfulnessResult(Record):
+    """How faithful attributions of one run's model are, passage by passage."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    condition: str
+    seed: int
+    passages: list[PassageFaithfulness]
+
+
 def save_record(path: Path, record: Record) -> None:
     """Write a record as JSON, atomically."""
     write_atomically(path, record.model_dump_json(indent=1) + "\n")
@@ -175,6 +199,20 @@ def run_name(condition: str, seed: int) -> str:
 
 def run_path(folder: Path, condition: str, seed: int) -> Path:
     return folder / "runs" / f"{run_name(condition, seed)}.json"
+
+
+def faithfulness_path(folder: Path, condition: str, seed: int) -> Path:
+    return folder / "faithfulness" / f"{run_name(condition, seed)}.json"
+
+
+def load_faithfulness(folder: Path, study: StudyRecord) -> list[FaithfulnessResult]:
+    """What a study measured of its explanations, in the order of the plan; empty where it measured none.
+
+    Raises:
+        ProlocError: a file that is not of this schema.
+    """
+    paths = [faithfulness_path(folder, condition, seed) for condition in study.conditions for seed in study.seeds]
+    return [_load(path, FaithfulnessResult) for path in paths if path.is_file()]
 
 
 def load_run(path: Path) -> RunResult:

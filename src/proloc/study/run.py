@@ -6,14 +6,12 @@ import platform
 import shutil
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-import proloc
 from proloc.errors import ProlocError
 from proloc.evaluation import Evaluation, evaluate
 from proloc.hf import find_state, localize, recording, set_dial
@@ -21,6 +19,7 @@ from proloc.hf.card import add_figures
 from proloc.hf.models import load_model, load_tokenizer
 from proloc.schedule import Uniform
 from proloc.study.config import REFERENCE, STANDARD_CONDITIONS, Condition, StudyConfig
+from proloc.study.faithful import Reading, explain_run
 from proloc.study.plan import model_folder, teacher_folder
 from proloc.study.prepare import Prepared, load_prepared
 from proloc.study.results import (
@@ -33,8 +32,9 @@ from proloc.study.results import (
     Training,
 )
 from proloc.study.text import describe_source
-from proloc.study.tuning import OnProgress, teacher_of, tune
+from proloc.study.tuning import OnProgress, budget_of, teacher_of, tune
 from proloc.study.windows import Windows, make_windows, sink_token_of
+from proloc.versions import versions
 
 SAMPLE_TOKENS = 112
 
@@ -55,10 +55,11 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
 
     Args:
         folder: of the study; the prepared windows are read from it, checkpoints are kept in it while the run lasts.
-        progress: called with the phase ("tuning", "measuring"), what is done and what is to do.
+        progress: called with the phase ("tuning", "measuring", "explaining"), what is done and what is to do.
     """
     started = datetime.now(UTC)
     teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
+    every_step = bool(config.budgeted())
     study, config = config.of(STANDARD_CONDITIONS[REFERENCE]), config.of(condition)
     prepared = load_prepared(folder)
     blocks = prepared.blocks(condition.blocks, seed)
@@ -74,29 +75,41 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     train = make_windows(prepared.train, blocks.train, sink_token)
     held_out = make_windows(prepared.held_out, blocks.held_out, sink_token)
 
-    def measured(localised: PreTrainedModel, dial: float) -> Evaluation:
+    def measure(localised: PreTrainedModel, dial: float) -> Evaluation:
         set_dial(localised, dial)
-        found = evaluate(
+        return evaluate(
             localised,
             held_out.ids,
             held_out.block_ids,
             leading=held_out.leading,
-            progress=lambda done, total: progress("measuring", done, total),
+            progress=lambda *done: progress("measuring", *done),
         )
-        if not math.isfinite(found.loss):
-            raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
-        return found
 
-    untuned = measured(model, position)
-    teacher = teacher_of(study, config, folder, seed)
-    tuned, log = tune(folder, config, condition, seed, model, train, teacher, progress)
-    others = [
-        DialMetrics(dial=dial, metrics=_metrics(measured(tuned, dial))) for dial in config.dials if dial != position
-    ]
-    result = measured(tuned, position)
-    at_dials = sorted([*others, DialMetrics(dial=position, metrics=_metrics(result))], key=lambda each: each.dial)
+    untuned = measure(model, position)
+    teacher, budget = teacher_of(study, config, folder, seed), budget_of(config, folder, seed)
+    tuned, log = tune(folder, config, condition, seed, model, train, teacher, budget, every_step, progress)
+    at = {dial: measure(tuned, dial) for dial in sorted({*config.dials, position})}
+    if not all(math.isfinite(each.loss) for each in at.values()):
+        raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
+    set_dial(tuned, position)
+    result = at[position]
     if teaches and not teacher_folder(folder, seed).is_dir():  # others may be reading it
         _save(teacher_folder(folder, seed), tuned)
+    if config.explain is not None:
+        reading = Reading(
+            blocks=blocks.partitioner, held_out=blocks.held_out, num_sinks=study.sinks, sink_token=sink_token
+        )
+        explain_run(
+            folder,
+            config,
+            condition,
+            seed,
+            tuned,
+            load_tokenizer(config.model),
+            prepared,
+            reading,
+            lambda done, total: progress("explaining", done, total),
+        )
     if config.keep_models:
         _keep(model_folder(folder, condition.name, seed), config, condition, seed, tuned, result)
     return RunResult(
@@ -119,8 +132,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             log=log,
         ),
         metrics=_metrics(result),
-        dials=at_dials if config.dials else None,
         untuned=_metrics(untuned),
+        dials=[DialMetrics(dial=dial, metrics=_metrics(each)) for dial, each in at.items()] if config.dials else None,
         sample=_sample(config, tuned, held_out) if seed == config.seeds[0] else None,
     )
 
@@ -197,17 +210,6 @@ def run_config(config: StudyConfig, condition: Condition, text_sha256: str | Non
         decisive["text"]["file"] = Path(config.text.file).name
     decisive["text"]["sha256"] = text_sha256
     return {**decisive, "condition": condition.model_dump(mode="json"), "mode": config.mode_of(condition)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    found = {"proloc": proloc.__version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate", "peft", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine() -> dict[str, str]:

@@ -113,12 +113,16 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 def _prepare(config: StudyConfig, folder: Path, facts: "ModelFacts", progress: Progress) -> None:
     """Store the windows and partitioners, and the plan with the unmodified model's measures where there is none yet."""
+    from proloc.hf.models import load_tokenizer
+    from proloc.study.faithful import check_explain
     from proloc.study.prepare import prepare, save_prepared
-    from proloc.study.run import baseline, versions
+    from proloc.study.run import baseline
     from proloc.study.text import describe_source
+    from proloc.versions import versions
 
     bar = progress.add_task("preparing the text and its blocks", total=None)
     prepared = prepare(config)
+    check_explain(config, prepared, load_tokenizer(config.model), facts.max_context)
     save_prepared(prepared, folder)
 
     def show(phase: str, done: int, total: int) -> None:
@@ -265,7 +269,8 @@ def _leave_with_parent() -> None:
 
 def _work(folder: Path, config: StudyConfig, condition: Condition, seed: int) -> RunResult:
     """One run in a worker process; an error becomes a failed result, so that the others go on."""
-    from proloc.study.run import machine, run, run_config, versions
+    from proloc.study.run import machine, run, run_config
+    from proloc.versions import versions
 
     name, started = run_name(condition.name, seed), datetime.now(UTC)
 

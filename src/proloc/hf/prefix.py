@@ -1,0 +1,36 @@
+"""The keys and values of a text's first tokens, computed once and used for many continuations."""
+
+import inspect
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+def full_cache() -> DynamicCache:
+    """A cache whose layers keep every key, also where a window hides old ones: it can be cropped anywhere."""
+    return DynamicCache()
+
+
+def repeat_prefix(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
+    """A copy with the first ``length`` tokens of a one-row ``full_cache``, for ``rows`` rows.
+
+    Args:
+        cache: of at least that many tokens; it stays as it is.
+        length: tokens kept, >= 0.
+        rows: how many times.
+    """
+    if length == 0:
+        return full_cache()
+    repeated = full_cache()
+    for number, layer in enumerate(cache.layers):
+        keys, values = (part[..., :length, :].repeat_interleave(rows, dim=0) for part in (layer.keys, layer.values))
+        repeated.update(keys, values, number)
+    return repeated
+
+
+def last_logits(model: PreTrainedModel, last: int, **inputs: object) -> Tensor:
+    """Logits ``[batch, last, vocab]`` of the last tokens; others are left out where the model can."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = last
+    logits: Tensor = model(**inputs).logits
+    return logits[:, -last:]

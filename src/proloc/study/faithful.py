@@ -1,0 +1,135 @@
+"""The study's question about explanations: passages and questions on which every run's attributions are measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from proloc.blocks import Partitioner
+from proloc.errors import ProlocError
+from proloc.explaining.faithfulness import Effort, Probe, measure_faithfulness
+from proloc.explaining.passage import Passage, count_units
+from proloc.explaining.questions import make_question, question_tokens
+from proloc.hf import provide
+from proloc.study.config import Condition, StudyConfig
+from proloc.study.config_explain import ExplainSection
+from proloc.study.prepare import Prepared
+from proloc.study.results import FaithfulnessResult, faithfulness_path, save_record
+from proloc.study.windows import make_windows
+
+MIN_SOURCES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How one run reads a passage.
+
+    Attributes:
+        blocks: its partitioner.
+        held_out: blocks of the held-out windows, int64 ``[window, context]``.
+        num_sinks: first tokens that belong to no source, the same for every condition, the sink token not counted.
+        sink_token: what stands in front of every text; None = nothing.
+    """
+
+    blocks: Partitioner
+    held_out: Tensor
+    num_sinks: int
+    sink_token: int | None = None
+
+    def passage(self, ids: Tensor, block_ids: Tensor, units: Tensor, start: int) -> Passage:
+        """The text from its ids, blocks and units ``[text]``; everything from ``start`` on is the target."""
+        read = make_windows(ids[None], block_ids[None], self.sink_token)
+        return Passage(
+            ids=read.ids[0],
+            block_ids=read.block_ids[0],
+            units=torch.cat([units[: read.leading], units]),
+            start=start + read.leading,
+            end=len(ids) + read.leading,
+            num_sinks=self.num_sinks + read.leading,
+        )
+
+
+def explain_run(
+    folder: Path,
+    config: StudyConfig,
+    condition: Condition,
+    seed: int,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prepared: Prepared,
+    reading: Reading,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Measure one tuned model and write ``faithfulness/<run>.json``; passages that are on disk are not done again."""
+    section = config.explain
+    assert section is not None  # the caller asked
+    probes = make_probes(prepared, section, tokenizer, reading)
+    effort = Effort(ablations=section.ablations, fitted=section.fitted, how=section.how, erasure=section.erasure)
+    path = faithfulness_path(folder, condition.name, seed)
+    passages = measure_faithfulness(model, probes, effort, path.with_suffix(""), progress)
+    save_record(path, FaithfulnessResult(study=config.name, condition=condition.name, seed=seed, passages=passages))
+
+
+def check_explain(config: StudyConfig, prepared: Prepared, tokenizer: Any, max_context: int | None) -> None:
+    """Whether there are enough windows, and room for the questions.
+
+    Raises:
+        ProlocError: if not.
+    """
+    if config.explain is None:
+        return
+    semantic = prepared.blocks("semantic", 0)
+    reading = Reading(blocks=semantic.partitioner, held_out=semantic.held_out, num_sinks=config.sinks)
+    probes = make_probes(prepared, config.explain, tokenizer, reading)
+    longest = max((len(probe.passage.ids) for probe in probes if probe.true_source is not None), default=0)
+    if max_context is not None and longest >= max_context:  # a sink token may come on top
+        raise ProlocError(
+            f"the built-in questions have up to {longest} tokens; {config.model} was made for at most {max_context}: "
+            "set explain.questions = 0."
+        )
+
+
+def make_probes(prepared: Prepared, section: ExplainSection, tokenizer: Any, reading: Reading) -> list[Probe]:
+    """What is explained: held-out windows and questions, with the same sources for every condition.
+
+    Raises:
+        ProlocError: not enough windows with four sources.
+    """
+    return [*_held_out(prepared, section, reading), *_questions(tokenizer, section, reading)]
+
+
+def _held_out(prepared: Prepared, section: ExplainSection, reading: Reading) -> list[Probe]:
+    """Windows whose last tokens are explained by the semantic blocks before them, whatever blocks a run reads.
+
+    Those with fewer than four sources are passed over: a rank correlation over fewer says nothing.
+    """
+    semantic, probes = prepared.blocks("semantic", 0).held_out, []
+    for number, ids in enumerate(prepared.held_out):
+        units = count_units(semantic[number])
+        passage = reading.passage(ids, reading.held_out[number], units, len(ids) - section.target_tokens)
+        if len(passage.sources) >= MIN_SOURCES:
+            probes.append(Probe(name=f"held-out-{number}", kind="held-out", passage=passage))
+    if len(probes) < section.passages:
+        raise ProlocError(
+            f"only {len(probes)} of the {len(prepared.held_out)} held-out windows have {MIN_SOURCES} blocks before "
+            f"their last {section.target_tokens} tokens, and {section.passages} passages are asked for: take a longer "
+            "context, shorter blocks or fewer passages."
+        )
+    places = np.linspace(0, len(probes) - 1, section.passages).round().astype(int)
+    return [probes[place] for place in places]
+
+
+def _questions(tokenizer: Any, section: ExplainSection, reading: Reading) -> list[Probe]:
+    probes, blocks = [], reading.blocks.connect(provide)
+    for seed in range(section.questions):
+        question = make_question(seed)
+        ids, units, start = question_tokens(tokenizer, question)
+        passage = reading.passage(ids, blocks(ids[None])[0], units, start)
+        true_source = passage.sources.index(question.true_block)
+        probes.append(Probe(name=f"question-{seed}", kind="question", passage=passage, true_source=true_source))
+    return probes
