@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_report(commands)
     _add_check(commands)
+    _add_localize(commands)
     _add_generate(commands)
     _add_blocks(commands)
     add_explain(commands)
@@ -46,6 +48,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("config", nargs="?", default="demo", help='a TOML file, or "demo" (default)')
     parser.add_argument("--out", type=Path, help="folder for the results (default: out/<name of the study>)")
     parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow)")
+    parser.add_argument("--budget", help="push locality as far as this cost in perplexity allows, for example 1%%")
     parser.add_argument("--keys", action="store_true", help="print every key a study's file can have, and stop")
 
 
@@ -75,6 +78,30 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--text", type=Path, help="a UTF-8 file (default: Python's own documentation)")
     parser.add_argument("--tokens", type=int, default=48, help="length of each of the two pieces of text (default: 48)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_localize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "localize",
+        "make a model as local as possible at no more than a given cost",
+        "Tune a model on a text, once as it is and once as local as the budget allows, and keep the local one with\n"
+        "its model card. Interrupt it whenever you like; the same command continues it. The budget is held on\n"
+        "training batches; what it came to on held-out text is printed, and is in the report.",
+        _localize,
+    )
+    parser.add_argument("model", help="builtin, smollm2-135m, a folder or a Hub id")
+    parser.add_argument("text", type=Path, help="a UTF-8 file; its last tenth is held out")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and the study behind it")
+    parser.add_argument("--budget", default="1%", help="allowed rise of the perplexity (default: 1%%)")
+    parser.add_argument(
+        "--push",
+        default="hard-layers",
+        choices=["hard-layers", "lambda", "phi", "schedule"],
+        help="what goes up: hard last layers (default), a factor on a linear schedule, a fidelity target, or a "
+        "lambda learned for each layer (slow)",
+    )
+    parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each of the two (default: 200)")
 
 
 def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -127,7 +154,7 @@ def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from proloc.study.config import describe_keys, load_config
+    from proloc.study.config import describe_keys, load_config, with_budget
 
     if arguments.keys:
         print(describe_keys())
@@ -135,6 +162,8 @@ def _study(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if arguments.workers is not None and arguments.workers < 1:
         raise ProlocError(f"--workers is {arguments.workers}; it must be 1 or more.")
+    if arguments.budget is not None:
+        config = with_budget(config, _share(arguments.budget))
     folder = arguments.out or Path("out") / config.name
 
     from proloc.study.runner import run_study
@@ -146,6 +175,41 @@ def _study(arguments: argparse.Namespace) -> int:
         print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _localize(arguments: argparse.Namespace) -> int:
+    from proloc.study.within import localise_within
+
+    cost = _share(arguments.budget)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    answer = localise_within(
+        arguments.model,
+        arguments.text,
+        cost=cost,
+        push=arguments.push,
+        steps=arguments.steps,
+        folder=arguments.out,
+    )
+    _show_report(arguments.out / "study")
+    print(
+        f"\nThe model: {answer.model.resolve()}\n"
+        f"Locality by layer: {' '.join(f'{value:.2f}' for value in answer.localities)}"
+        f" ({arguments.push}: {100 * answer.share:.0f}%)\n"
+        f"Held-out perplexity: {answer.ratio:.4f} times that of the same model tuned undialled (budget {1 + cost:g})."
+    )
+    return 0
+
+
+def _share(text: str) -> float:
+    """A cost as a share: "1%" and "0.01" are the same."""
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0.0 < share < math.inf:
+        raise ProlocError(f"the budget is {text!r}; give a share above 0, for example 1% or 0.01.")
+    return share
 
 
 def _report(arguments: argparse.Namespace) -> int:

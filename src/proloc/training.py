@@ -1,6 +1,7 @@
 """Training: the Hugging Face Trainer with a locality penalty and a teacher, normalised like the cross-entropy."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from transformers import Trainer
 
 from proloc.errors import ProlocError
 from proloc.hf import Recorder, check_block_dropout, dropping_blocks, find_state, recording, set_dial
-from proloc.objective import DialSampler, Distillation
-from proloc.penalty import Penalty
+from proloc.objective import Budget, DialSampler, Distillation
+from proloc.penalty import LowFidelity, Penalty
+from proloc.schedule import Explicit
 
 IGNORED_LABEL = -100
 
@@ -27,12 +29,15 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         penalty: one of ``proloc.penalty``; None trains without one; the dial then does all the work.
         distillation: a teacher whose divergence takes the place of a part of the cross-entropy.
         dials: where the dial stands at every optimiser step; None = where it was left.
+        budget: pushes locality as far as the cross-entropy allows; its trajectory is logged, for which every step must
+            be. When training ends, the model has the schedule (or the penalty the phi) that the budget arrived at.
         block_dropout: probability of hiding a block in a training step, see ``dropping_blocks``.
         **kwargs: for ``transformers.Trainer``.
 
     Raises:
-        ProlocError: the model is not localised, the penalty does not fit it, ``block_dropout`` is no probability, or
-            reentrant checkpointing would drop the penalty's gradient.
+        ProlocError: the model is not localised, the penalty does not fit it, ``block_dropout`` is no probability,
+            reentrant checkpointing would drop the penalty's gradient, or a budget has no log of every step or, where it
+            pushes phi, no penalty that has one.
     """
 
     def __init__(
@@ -41,18 +46,24 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         penalty: Penalty | None = None,
         distillation: Distillation | None = None,
         dials: DialSampler | None = None,
+        budget: Budget | None = None,
         block_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.penalty, self.distillation, self.dials = penalty, distillation, dials
+        self.penalty, self.distillation, self.dials, self.budget = penalty, distillation, dials, budget
         check_block_dropout(block_dropout)
         self.block_dropout = block_dropout
         self._parts: dict[str, float] = {}
         self._noted_until: int | None = None
         state = find_state(self.model)  # raises here rather than in the first step
+        self._schedule = state.localities
         if penalty is not None:
             penalty.check(len(state.localities), self.model.config.get_text_config(decoder=True).num_attention_heads)
+        if budget is not None and (self.args.logging_steps != 1 or self.args.logging_strategy != "steps"):
+            raise ProlocError(f"a budget needs logging_steps = 1; it is {self.args.logging_steps}.")
+        if budget is not None and budget.push == "phi" and not isinstance(penalty, LowFidelity):
+            raise ProlocError('a budget that pushes "phi" needs a LowFidelity penalty to ask for it.')
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if penalty is not None and self.args.gradient_checkpointing and reentrant:
             raise ProlocError(
@@ -64,12 +75,35 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         """The Trainer's step; recording goes on through the backward pass, where checkpointing runs layers again."""
         if self._noted_until is None:
             self._noted_until = self.state.global_step  # a resumed run starts later
+            if self.budget is not None and self.state.global_step:
+                self.budget.restore(next(e for e in reversed(self.state.log_history) if "log_multiplier" in e))
         if self.dials is not None:
             set_dial(self.model, self.dials.at(self.state.global_step))
+        if self.budget is not None:
+            self._spend(self.budget)
         dropping = dropping_blocks(self.model, self.block_dropout) if self.block_dropout else nullcontext()
         with self._recording(), dropping:
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
+
+    def _spend(self, budget: Budget) -> None:
+        """Bring what the budget pushes to where its multiplier says."""
+        if budget.push == "phi":
+            assert isinstance(self.penalty, LowFidelity)  # checked at the start
+            self.penalty = replace(self.penalty, phi=budget.share)
+            return
+        state = find_state(self.model)
+        if state.learned_retain is not None:  # a later part of an accumulated batch adds to its gradient
+            return
+        state.set_schedule(Explicit(budget.localities(self._schedule)))
+        if budget.learns_at(self.state.global_step + 1):
+            state.learned_retain = state.retain.clone().requires_grad_()
+
+    def _slopes(self) -> list[float] | None:
+        """Gradient of the step's loss with respect to lambda of every layer, where it is learned; taken once."""
+        state = find_state(self.model)
+        learned, state.learned_retain = state.learned_retain, None
+        return None if learned is None or learned.grad is None else (-learned.grad).tolist()
 
     def _recording(self) -> AbstractContextManager[Recorder]:
         active = find_state(self.model).recorder
@@ -156,6 +190,8 @@ class LocalityTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and steps > 0:
             logs |= {"penalty": 0.0} | {name: total / steps for name, total in self._parts.items()}
             self._parts, self._noted_until = {}, self.state.global_step
+            if self.budget is not None:
+                logs |= self.budget.update(self.state.global_step, logs["cross_entropy"], self._slopes())
         super().log(logs, *args, **kwargs)
 
 

@@ -63,7 +63,7 @@ BAD = [
         "cannot override 'training.steps'",
     ),
     ('"quintic"]', f'{{name = "own", {QUINTIC}, override = {{seeds = [1]}}}}]', "cannot override 'seeds'"),
-    ('"quintic"]', f'{{name = "own", {QUINTIC}, override = {{penalty.phi = 2}}}}]', "condition 'own': \"penalty.phi\""),
+    ('"quintic"]', f'{{name = "own", {QUINTIC}, override = {{penalty.phi = 2}}}}]', "phi is 2.0"),
     ('"quintic"]', f'{{name = "own", {QUINTIC}, override = {{penalty.fi = 1}}}}]', 'unknown key "penalty.fi"'),
     (
         '"quintic"]',

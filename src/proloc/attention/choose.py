@@ -39,6 +39,7 @@ class Needs:
         contiguous: visible keys and blocks are ranges (``layout.KeyRanges``).
         windowed: some queries do not see back to the start of their text.
         unmasked: plain attention without a mask is the same (``Keys.unmasked``).
+        slope: somebody wants the gradient with respect to retain.
     """
 
     device: str
@@ -52,6 +53,7 @@ class Needs:
     contiguous: bool = True
     windowed: bool = False
     unmasked: bool = False
+    slope: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def _against(name: Name, needs: Needs) -> str | None:
         return None
     if needs.weights:
         return "somebody wants the weights"
+    if needs.slope:
+        return "lambda itself is learned"
     if needs.softcap:
         return "the scores are capped"
     if name == "plain" or name == "sdpa":

@@ -172,7 +172,7 @@ def dialled_attention(
     elif keys.dropped is not None and state.localities[layer] > 0.0 and state.dial * state.localities[layer] < 1.0:
         keys = keys.thinned()
     query, key, value = _of_one_type(query, key, value)
-    retain = state.retain[layer]
+    retain = state.retain_of(layer)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     choice = choose(
         state.requested,
@@ -187,7 +187,8 @@ def dialled_attention(
             softcap=softcap is not None,
             contiguous=keys.ranges is not None,
             windowed=keys.windowed,
-            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(retain)),
+            unmasked=not torch.compiler.is_compiling() and keys.unmasked(float(retain.detach())),
+            slope=retain.requires_grad,
         ),
     )
     attention = choice.attend(

@@ -173,6 +173,7 @@ class LocalityState:
         self.weights_asked_for = False  # by output_attentions; not every model passes that on to its layers
         with torch.inference_mode(False):  # a tensor born in inference mode could not be changed later
             self.retain = torch.ones(num_layers, dtype=torch.float64)
+        self.learned_retain: Tensor | None = None  # takes its place where lambda itself is learned
         self.set_dial(1.0)
         self.forward_dial = self.dial  # of the latest forward pass
 
@@ -184,6 +185,17 @@ class LocalityState:
             raise ProlocError(f"the dial is {dial!r}; it must be a number in [0, 1].") from error
         self.retain.copy_(retained(torch.tensor(self.localities, dtype=torch.float64), dial))
         self.dial = dial
+
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Give the model another schedule and leave the dial where it stands."""
+        self.localities = schedule.localities(len(self.localities))
+        self.schedule = schedule
+        self.set_dial(self.dial)
+
+    def retain_of(self, layer: int) -> Tensor:
+        """The share that away keys keep in a layer, 0-dim; with its gradient where lambda is learned."""
+        learned = self.learned_retain if torch.is_grad_enabled() else None
+        return (self.retain if learned is None else learned)[layer]
 
     def layout(
         self, input_ids: Tensor | None, block_ids: Tensor | None, valid: Tensor | None, starts: Tensor | None

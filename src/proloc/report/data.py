@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from proloc.study.contrasts import Contrast, contrasts
+from proloc.study.dials import AtDial, compare_dials
 from proloc.study.results import Metrics, RunResult, StudyRecord
+from proloc.study.sensitivity import Change, find_changes
 from proloc.study.statistics import REFERENCE, ConditionSummary, Measures, StudySummary, summarise, usable_metrics
 
 
@@ -25,6 +27,16 @@ class ReportData:
     def summary(self) -> StudySummary:
         """The statistics of the study."""
         return summarise(self.study, self.runs)
+
+    @cached_property
+    def dials(self) -> list[AtDial]:
+        """Models tuned at many positions of the dial, at every position they were measured at."""
+        return compare_dials(self.study, self.runs)
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """Pairs of conditions that differ in one setting."""
+        return find_changes(self.study, self.runs)
 
     @cached_property
     def contrasts(self) -> list[Contrast]:

@@ -8,6 +8,7 @@ from proloc.report.answer import how_to_read_table
 from proloc.report.data import ReportData
 from proloc.report.rows import HEADERS, make_rows
 from proloc.report.rows_contrasts import CONTRAST_HEADERS, HOW_TO_READ_CONTRASTS, contrast_rows
+from proloc.report.tables import side_tables
 from proloc.study.statistics import (
     BEFORE_TUNING,
     Comparison,
@@ -31,10 +32,12 @@ def to_csv(summary: StudySummary) -> str:
 
 def to_markdown(data: ReportData) -> str:
     """The tables of the page as Markdown, with the sentences on how to read them."""
-    lines = [*_markdown_table(HEADERS, [row.cells for row in make_rows(data.summary)]), how_to_read_table(data), ""]
+    parts = [*_markdown_table(HEADERS, [row.cells for row in make_rows(data.summary)]), how_to_read_table(data), ""]
     if data.contrasts:
-        lines += [*_markdown_table(CONTRAST_HEADERS, contrast_rows(data.contrasts)), HOW_TO_READ_CONTRASTS, ""]
-    return "\n".join(lines)
+        parts += [*_markdown_table(CONTRAST_HEADERS, contrast_rows(data.contrasts)), HOW_TO_READ_CONTRASTS, ""]
+    for table in side_tables(data):
+        parts += [f"## {table.title}", "", *_markdown_table(table.headers, table.rows), table.reading, ""]
+    return "\n".join(parts)
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

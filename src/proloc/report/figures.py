@@ -9,6 +9,8 @@ from proloc.report.canvas import drawing, to_png, to_svg
 from proloc.report.data import ReportData
 from proloc.report.figures_contrasts import contrasts_figure
 from proloc.report.figures_cost import front_figure, perplexity_figure, training_figure
+from proloc.report.figures_dial import dial_figure
+from proloc.report.figures_front import budget_figure, hard_layers_figure
 from proloc.report.figures_layers import entropy_figure, fidelity_figure, heads_figure, schedule_figure
 from proloc.report.figures_sample import attention_figure
 
@@ -88,6 +90,29 @@ PLANS = (
         "is one seed, round ones are schedules and the others controls, and because the left panel rewards a hard "
         "mask for what it does by construction, the right panel is the fairer one; a control with other blocks is "
         "measured on those.",
+    ),
+    Plan(
+        "hard_layers",
+        "Cost against how much is local",
+        hard_layers_figure,
+        "Markers are means over seeds, bars 95% intervals, the dotted lines a cost of nothing and of one per cent; "
+        "on the right, lambda summed over layers is the number of hard layers where every layer is hard or untouched, "
+        "and makes schedules of equal sums comparable; small grey points change something else than the schedule.",
+    ),
+    Plan(
+        "budget",
+        "How the budget was spent",
+        budget_figure,
+        "Every line is one seed: the share of what is pushed, the logarithm of the multiplier that holds the budget, "
+        "and the moving average of what the same training batches cost more than in the reference, beside the budget "
+        "(dotted); the share is held for the last fifth of the steps.",
+    ),
+    Plan(
+        "dial",
+        "One model for the whole dial",
+        dial_figure,
+        "Lines are models tuned at many positions of the dial, crosses the conditions tuned at one position alone with "
+        "the same budget, slightly to the right; bars are 95% intervals over seeds.",
     ),
     Plan(
         "training",

@@ -21,6 +21,7 @@ from proloc.report.figures_sample import shown_samples
 from proloc.report.numbers import count
 from proloc.report.rows import HEADERS, Row, make_rows
 from proloc.report.rows_contrasts import CONTRAST_HEADERS, HOW_TO_READ_CONTRASTS, contrast_rows
+from proloc.report.tables import SideTable, side_tables
 from proloc.study.results import Sample
 from proloc.study.statistics import StudySummary
 
@@ -39,6 +40,7 @@ def to_page(data: ReportData, figures: Sequence[Drawn]) -> str:
         _table(data),
         _contrasts(data),
         _unfinished(data.summary),
+        *map(_side_table, side_tables(data)),
         *(_figure(figure, _passages(data) if figure.name == "attention" else "") for figure in figures),
         "" if figures else '<p class="reading">No run has finished, so there is nothing to draw.</p>',
         "<h2>Settings</h2>",
@@ -78,6 +80,17 @@ def _html_table(headers: Sequence[str], rows: Sequence[Row], hint: str, reading:
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n"
         f'{hint}<p class="reading">{escape(reading)}</p>'
+    )
+
+
+def _side_table(table: SideTable) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.headers)
+    body = "\n".join(_table_row(Row(cells)) for cells in table.rows)
+    return (
+        f"<h2>{escape(table.title)}</h2>\n"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>\n"
+        f'<p class="reading">{escape(table.reading)}</p>'
     )
 
 

@@ -10,22 +10,23 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from proloc.errors import ProlocError
 from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
 from proloc.study.config_blocks import ROLES, UNTHRESHOLDED, BlocksSection
+from proloc.study.config_explain import ExplainSection
+from proloc.study.config_training import BudgetSection, PenaltySection, Position, TrainingSection
 from proloc.study.section import Section
 
 REFERENCE = "distributed"
 DEMO = "demo"
 
 Mode = Literal["hard", "soft", "both"]
-PenaltyKind = Literal["fidelity", "group", "entropy", "kl"]
-Targets = float | list[float] | list[list[float]]
-Position = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
 OVERRIDABLE = (
     "halo",
     "sinks",
     "sink_token",
+    "dials",
     "penalty",
+    "budget",
     "training.dial",
     "training.block_dropout",
     "training.distil",
@@ -64,92 +65,6 @@ class TextSection(Section):
         return self
 
 
-class TrainingSection(Section):
-    """How every run is tuned; the same budget for all."""
-
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
-    context: int = Field(ge=2)
-    """Tokens per window."""
-    batch_size: int = Field(default=4, ge=1)
-    """Windows per forward pass."""
-    accumulation: int = Field(default=1, ge=1)
-    """Forward passes per optimiser step."""
-    learning_rate: float = Field(default=1e-4, gt=0.0)
-    """Peak of AdamW's learning rate; linear warm-up over 10% of the steps, then cosine to 0."""
-    weight_decay: float = Field(default=0.01, ge=0.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16" computes in mixed precision; weights and optimiser stay fp32, evaluation is fp32."""
-    lora_rank: int | None = Field(default=None, ge=1)
-    """Tune low-rank adapters of this rank on all linear layers (needs peft); None = all weights."""
-    gradient_checkpointing: bool = False
-    dial: Literal["sampled"] | Position | list[Position] = 1.0
-    """Where the dial stands while modes "hard" and "both" tune: a position for all steps, "sampled" = drawn uniformly
-    from [0, 1] for every optimiser step, or a list of positions to draw from. A model tuned at a position is measured
-    there, one tuned at many at 1."""
-    distil: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Weight w of a frozen undialled teacher: the loss is (1 - w) * cross-entropy + w * KL(teacher || student)."""
-    temperature: float = Field(default=1.0, gt=0.0)
-    """Divides the logits of teacher and student; their KL is multiplied by its square."""
-    teacher: Literal["base", "distributed"] = "base"
-    """"base": the model before tuning; "distributed": the reference tuned with the same seed, which then runs first."""
-    block_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Probability of hiding a block, in one forward pass and in layers with lambda > 0, from later blocks."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, from which an interrupted run resumes, rounded up to whole log intervals (a
-    twentieth of the run); None = every tenth of the run."""
-    report_to: list[str] = Field(default=[])
-    """Trackers of transformers' Trainer, for example ["tensorboard"]."""
-
-
-class PenaltySection(Section):
-    """What modes "soft" and "both" add to the cross-entropy; all kinds read attention as it was before the dial."""
-
-    kind: PenaltyKind = "fidelity"
-    """"fidelity": the low-fidelity constraint; "group": sparsity over away blocks (writes attention out, slow);
-    "entropy": bits above a target; "kl": what the dial would move."""
-    phi: Targets = 0.5
-    """Wanted fidelity ("fidelity"): a number, one for each layer, or one for each head of each layer."""
-    target_bits: Targets = 2.0
-    """Wanted entropy in bits ("entropy"), likewise."""
-    weight: float = Field(default=0.1, ge=0.0)
-    """Nats per token for each unit of the penalty: missing fidelity, away mass, bits, or nats of divergence."""
-
-    @model_validator(mode="after")
-    def _target_of_its_kind(self, info: ValidationInfo) -> "PenaltySection":
-        if info.context is not None:  # a condition that overrides the kind need not take back the study's target
-            return self
-        for key, kind in (("phi", "fidelity"), ("target_bits", "entropy")):
-            if key in self.model_fields_set and self.kind != kind:
-                raise ValueError(f'{key} belongs to a penalty of kind "{kind}", and this one is "{self.kind}"')
-        return self
-
-
-class ExplainSection(Section):
-    """What is measured of explanations after tuning, in every run; without this section, nothing is."""
-
-    passages: int = Field(default=16, ge=0)
-    """Held-out windows whose last tokens are explained."""
-    questions: int = Field(default=16, ge=0)
-    """Built-in questions whose answer stands in one known block."""
-    target_tokens: int = Field(default=16, ge=1)
-    """Tokens explained at the end of a held-out window."""
-    ablations: int = Field(default=64, ge=8)
-    """Random ablations that faithfulness is measured on."""
-    fitted: int = Field(default=32, ge=8)
-    """Other ablations that the linear surrogate and the weights of heads are fitted to."""
-    how: Literal["removed", "cut"] = "removed"
-    """"removed" takes a block's tokens out of the text, "cut" takes the edges to them out of attention."""
-    erasure: bool = True
-    """Also measure top-1 drop, comprehensiveness and sufficiency."""
-
-    @model_validator(mode="after")
-    def _something(self) -> "ExplainSection":
-        if self.passages + self.questions == 0:
-            raise ValueError("give passages, questions or both")
-        return self
-
-
 class Condition(Section):
     """One way of making the model local."""
 
@@ -163,7 +78,7 @@ class Condition(Section):
     """None = the study's mode."""
     override: dict[str, Any] = Field(default={})
     """What this condition does otherwise than the study, for example {penalty.phi = 0.3, halo = 1}; it can change
-    halo, sinks, sink_token, penalty, and of training dial, distil, temperature and teacher."""
+    halo, sinks, sink_token, dials, penalty, budget, and of training dial, distil, temperature and teacher."""
 
     @field_validator("schedule")
     @classmethod
@@ -220,6 +135,7 @@ class StudyConfig(Section):
     length where it is measured; it reads nothing of that text but the block lengths."""
     training: TrainingSection
     penalty: PenaltySection = PenaltySection()
+    budget: BudgetSection = BudgetSection()
     explain: ExplainSection | None = None
     mode: Mode = "both"
     """"hard": the forward pass is dialled; "soft": the penalty alone shapes it; "both"."""
@@ -256,15 +172,6 @@ class StudyConfig(Section):
         return [STANDARD_CONDITIONS[each] if isinstance(each, str) else each for each in value]
 
     @model_validator(mode="after")
-    def _targets_fit(self) -> "StudyConfig":
-        if self.explain is not None and self.explain.target_tokens >= self.training.context // 2:
-            raise ValueError(
-                f"explain.target_tokens = {self.explain.target_tokens} must be less than half of the context, "
-                f"{self.training.context}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _comparable(self, info: ValidationInfo) -> "StudyConfig":
         if info.context is not None:  # the study as one condition sees it
             return self
@@ -280,6 +187,50 @@ class StudyConfig(Section):
         for condition in self.conditions:
             self._check(condition)
         return self
+
+    def _check(self, condition: Condition) -> None:
+        """What no key alone can tell; an override that is not right raises too."""
+        seen = self.of(condition)
+        if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
+            raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
+        pushed = seen.budget.push if seen.budget.cost else None
+        if pushed == "phi" and self.mode_of(condition) == "hard":
+            raise ValueError(f'condition {condition.name!r} pushes phi, which mode "hard" has no penalty for')
+        if pushed == "phi" and seen.penalty.kind != "fidelity":
+            raise ValueError(
+                f'condition {condition.name!r} pushes phi, which a penalty of kind "{seen.penalty.kind}" has not'
+            )
+        if pushed not in (None, "phi") and self.mode_of(condition) == "soft":
+            raise ValueError(f'condition {condition.name!r} has mode "soft" and can push "phi" only')
+        if pushed and seen.training.dial != 1.0:
+            raise ValueError(f"condition {condition.name!r} has a budget, which moves the dial itself; leave dial out")
+        taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
+        if taught and self.sink_token and not seen.sink_token:
+            raise ValueError(
+                f"condition {condition.name!r} has no sink_token, but its teacher has; leave that override out"
+            )
+
+    def of(self, condition: Condition) -> "StudyConfig":
+        """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
+        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
+        for key, value in condition.override.items():
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+        if condition.name == REFERENCE:
+            data["training"] |= {"dial": 1.0, "distil": 0.0}
+            data["budget"] = {}
+        try:
+            return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
+        except ValidationError as error:
+            raise ValueError(f"condition {condition.name!r}: {first_problem(error)}".rstrip(".")) from error
+
+    def taught_by_reference(self) -> list[Condition]:
+        """The conditions whose teacher is the tuned reference."""
+        seen = [(each, self.of(each).training) for each in self.conditions]
+        return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
+
+    def budgeted(self) -> list[Condition]:
+        """The conditions whose locality goes as far as a budget allows."""
+        return [each for each in self.conditions if self.of(each).budget.cost is not None]
 
     @model_validator(mode="after")
     def _partitioners_can_be_built(self) -> "StudyConfig":
@@ -301,41 +252,35 @@ class StudyConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _targets_fit(self) -> "StudyConfig":
+        if self.explain is not None and self.explain.target_tokens >= self.training.context // 2:
+            raise ValueError(
+                f"explain.target_tokens = {self.explain.target_tokens} must be less than half of the context, "
+                f"{self.training.context}"
+            )
+        return self
+
     def mean_length_of(self, section: BlocksSection) -> float | None:
         """Wanted tokens per block: the section's own, else that of [blocks]; None = as the text makes them."""
         free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
         return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
 
-    def _check(self, condition: Condition) -> None:
-        """What no key alone can tell; an override that is not right raises too."""
-        seen = self.of(condition)
-        if self.mode_of(condition) == "soft" and seen.training.dial != 1.0:
-            raise ValueError(f'condition {condition.name!r} has mode "soft", whose dial stays at 0; leave dial out')
-        taught = seen.training.distil > 0 and seen.training.teacher == REFERENCE
-        if taught and self.sink_token and not seen.sink_token:
-            raise ValueError(
-                f"condition {condition.name!r} has no sink_token, but its teacher has; leave that override out"
-            )
-
-    def of(self, condition: Condition) -> "StudyConfig":
-        """The study as one condition sees it: with its overrides; the reference is tuned on the cross-entropy alone."""
-        data = self.model_dump(exclude={"conditions"}, exclude_unset=True)
-        for key, value in condition.override.items():
-            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
-        if condition.name == REFERENCE:
-            data["training"] |= {"dial": 1.0, "distil": 0.0}
-        try:
-            return StudyConfig.model_validate({**data, "conditions": []}, context=condition)
-        except ValidationError as error:
-            raise ValueError(f"condition {condition.name!r}: {_first_problem(error)}".rstrip(".")) from error
-
-    def taught_by_reference(self) -> list[Condition]:
-        """The conditions whose teacher is the tuned reference."""
-        seen = [(each, self.of(each).training) for each in self.conditions]
-        return [each for each, training in seen if training.distil > 0 and training.teacher == REFERENCE]
-
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "": StudyConfig,
+    "text": TextSection,
+    "blocks": BlocksSection,
+    "partitioners.NAME": BlocksSection,
+    "training": TrainingSection,
+    "penalty": PenaltySection,
+    "budget": BudgetSection,
+    "explain": ExplainSection,
+    "conditions": Condition,
+}
 
 
 def load_config(path: str | Path) -> StudyConfig:
@@ -357,7 +302,7 @@ def load_config(path: str | Path) -> StudyConfig:
     except tomllib.TOMLDecodeError as error:
         raise ProlocError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
-        raise ProlocError(f"{path}: {_first_problem(error)}") from error
+        raise ProlocError(f"{path}: {first_problem(error)}") from error
     if config.text.file is None:
         return config
     try:
@@ -367,7 +312,20 @@ def load_config(path: str | Path) -> StudyConfig:
     return config.model_copy(update={"text": config.text.model_copy(update={"file": file})})
 
 
-def _first_problem(error: ValidationError) -> str:
+def with_budget(config: StudyConfig, cost: float) -> StudyConfig:
+    """The same study with a budget for every condition but the reference and those with a budget of their own.
+
+    Raises:
+        ProlocError: a condition cannot have one.
+    """
+    data = config.model_dump(exclude_unset=True)
+    try:
+        return StudyConfig.model_validate({**data, "budget": {**data.get("budget", {}), "cost": cost}})
+    except ValidationError as error:
+        raise ProlocError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
     """The first problem as one sentence that names the key."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
@@ -380,20 +338,10 @@ def _first_problem(error: ValidationError) -> str:
 
 def describe_keys() -> str:
     """Every key of a study's file with its default and meaning, as text."""
-    sections: list[tuple[str, type[Section]]] = [
-        ("", StudyConfig),
-        ("text", TextSection),
-        ("blocks", BlocksSection),
-        ("partitioners.NAME", BlocksSection),
-        ("training", TrainingSection),
-        ("penalty", PenaltySection),
-        ("explain", ExplainSection),
-        ("conditions", Condition),
-    ]
     lines: list[str] = []
-    for name, section in sections:
+    for name, section in SECTIONS.items():
         lines.append(f"\n[{name}]" if name else "top level")
         for key, field in section.model_fields.items():
-            default = "" if field.is_required() or (name == "" and key in dict(sections)) else f" = {field.default!r}"
+            default = "" if field.is_required() or (name == "" and key in SECTIONS) else f" = {field.default!r}"
             lines.append(f"  {key}{default}" + (f"\n      {field.description}" if field.description else ""))
     return "\n".join(lines)

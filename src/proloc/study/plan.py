@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proloc.errors import ProlocError
-from proloc.study.config import REFERENCE, Condition, StudyConfig
+from proloc.study.config import REFERENCE, SECTIONS, Condition, StudyConfig
 from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
 from proloc.study.text import digest, read_text
 
@@ -59,6 +59,15 @@ def teacher_folder(folder: Path, seed: int) -> Path:
     return folder / "teachers" / run_name(REFERENCE, seed)
 
 
+def reference_log(folder: Path, seed: int, steps: int) -> list[float] | None:
+    """Cross-entropy of the reference at every step; None where no such run finished with every step logged."""
+    path = run_path(folder, REFERENCE, seed)
+    found = load_run(path) if path.is_file() else None
+    if found is None or found.training is None or len(found.training.log) != steps:
+        return None
+    return [point.loss for point in found.training.log]
+
+
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """The part of a configuration that all results of one folder must share, flat, JSON-able."""
     data = config.model_dump(mode="json", exclude={"seeds", "conditions"})
@@ -87,16 +96,16 @@ def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str,
 
 
 def _with_defaults(key: str, found: dict[str, Any]) -> Any:
-    """A value of an older folder, with the default of what its version did not know yet."""
+    """A value of an older folder, with the defaults of what its version did not know yet."""
     if key.startswith("conditions."):
-        known = {name: field.get_default(call_default_factory=True) for name, field in Condition.model_fields.items()}
-        return {**{name: value for name, value in known.items() if name not in ("name", "schedule")}, **found[key]}
-    if key in found:
-        return found[key]
+        return {**_defaults("conditions"), **found[key]}
     section, _, name = key.rpartition(".")
-    kind = StudyConfig.model_fields[section].annotation if section else StudyConfig
-    fields = getattr(kind, "model_fields", {})  # a table of named things has none, and no defaults
-    return fields[name].get_default(call_default_factory=True) if name in fields else None
+    return found[key] if key in found else _defaults(section).get(name)
+
+
+def _defaults(section: str) -> dict[str, Any]:
+    fields = SECTIONS[section].model_fields.items() if section in SECTIONS else ()
+    return {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
 
 
 def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
@@ -118,11 +127,16 @@ def extend_plan(config: StudyConfig, folder: Path) -> StudyRecord:
 def in_stages(
     config: StudyConfig, folder: Path, pending: list[tuple[Condition, int]]
 ) -> list[list[tuple[Condition, int]]]:
-    """Pending runs in the order of their needs: references that teach first, again where their model is gone."""
-    taught = {condition.name for condition in config.taught_by_reference()}
-    seeds = [seed for seed in config.seeds if any(one.name in taught and theirs == seed for one, theirs in pending)]
+    """Pending runs in the order of their needs: references first, again where what others need of them is gone."""
+    taught, budgeted = ({each.name for each in found} for found in (config.taught_by_reference(), config.budgeted()))
     reference = next(condition for condition in config.conditions if condition.name == REFERENCE)
-    first = [(reference, seed) for seed in seeds if not teacher_folder(folder, seed).is_dir()]
+    first = []
+    for seed in config.seeds:
+        waiting = {condition.name for condition, theirs in pending if theirs == seed}
+        no_teacher = waiting & taught and not teacher_folder(folder, seed).is_dir()
+        no_log = waiting & budgeted and reference_log(folder, seed, config.training.steps) is None
+        if no_teacher or no_log:
+            first.append((reference, seed))
     return [stage for stage in (first, [each for each in pending if each not in first]) if stage]
 
 

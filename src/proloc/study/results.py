@@ -94,12 +94,24 @@ class Sample(Record):
 
 
 class TrainingPoint(Record):
-    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats."""
+    """One logged optimiser step: cross-entropy, weighted penalty and divergence from a teacher, per token, in nats.
+
+    Attributes:
+        share: with a budget, how much of what it pushes was in force, in [0, 1].
+        log_multiplier: of the budget, after this step.
+        gap: moving average of the cross-entropy minus that of the reference on the same batches, in nats.
+        logits, slopes: where lambda is learned, its logit after this step and the gradient's moving average, by layer.
+    """
 
     step: int
     loss: float
     penalty: float
     distillation: float | None = None
+    share: float | None = None
+    log_multiplier: float | None = None
+    gap: float | None = None
+    logits: list[float] | None = None
+    slopes: list[float] | None = None
 
 
 class Training(Record):
@@ -141,8 +153,8 @@ class RunResult(Record):
     localities: list[float]
     training: Training | None = None
     metrics: Metrics | None = None
-    untuned: Metrics | None = None
     dials: list[DialMetrics] | None = None
+    untuned: Metrics | None = None
     sample: Sample | None = None
 
 

@@ -32,7 +32,7 @@ from proloc.study.results import (
     Training,
 )
 from proloc.study.text import describe_source
-from proloc.study.tuning import OnProgress, teacher_of, tune
+from proloc.study.tuning import OnProgress, budget_of, teacher_of, tune
 from proloc.study.windows import Windows, make_windows, sink_token_of
 from proloc.versions import versions
 
@@ -59,6 +59,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     """
     started = datetime.now(UTC)
     teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
+    every_step = bool(config.budgeted())
     study, config = config.of(STANDARD_CONDITIONS[REFERENCE]), config.of(condition)
     prepared = load_prepared(folder)
     blocks = prepared.blocks(condition.blocks, seed)
@@ -74,27 +75,24 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     train = make_windows(prepared.train, blocks.train, sink_token)
     held_out = make_windows(prepared.held_out, blocks.held_out, sink_token)
 
-    def measured(localised: PreTrainedModel, dial: float) -> Evaluation:
+    def measure(localised: PreTrainedModel, dial: float) -> Evaluation:
         set_dial(localised, dial)
-        found = evaluate(
+        return evaluate(
             localised,
             held_out.ids,
             held_out.block_ids,
             leading=held_out.leading,
-            progress=lambda done, total: progress("measuring", done, total),
+            progress=lambda *done: progress("measuring", *done),
         )
-        if not math.isfinite(found.loss):
-            raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
-        return found
 
-    untuned = measured(model, position)
-    teacher = teacher_of(study, config, folder, seed)
-    tuned, log = tune(folder, config, condition, seed, model, train, teacher, progress)
-    others = [
-        DialMetrics(dial=dial, metrics=_metrics(measured(tuned, dial))) for dial in config.dials if dial != position
-    ]
-    result = measured(tuned, position)
-    at_dials = sorted([*others, DialMetrics(dial=position, metrics=_metrics(result))], key=lambda each: each.dial)
+    untuned = measure(model, position)
+    teacher, budget = teacher_of(study, config, folder, seed), budget_of(config, folder, seed)
+    tuned, log = tune(folder, config, condition, seed, model, train, teacher, budget, every_step, progress)
+    at = {dial: measure(tuned, dial) for dial in sorted({*config.dials, position})}
+    if not all(math.isfinite(each.loss) for each in at.values()):
+        raise ProlocError("the loss is not a finite number any more; lower learning_rate.")
+    set_dial(tuned, position)
+    result = at[position]
     if teaches and not teacher_folder(folder, seed).is_dir():  # others may be reading it
         _save(teacher_folder(folder, seed), tuned)
     if config.explain is not None:
@@ -134,8 +132,8 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             log=log,
         ),
         metrics=_metrics(result),
-        dials=at_dials if config.dials else None,
         untuned=_metrics(untuned),
+        dials=[DialMetrics(dial=dial, metrics=_metrics(each)) for dial, each in at.items()] if config.dials else None,
         sample=_sample(config, tuned, held_out) if seed == config.seeds[0] else None,
     )
 

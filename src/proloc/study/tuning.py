@@ -12,10 +12,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from proloc.errors import ProlocError
 from proloc.hf.models import load_model
-from proloc.objective import DialSampler, Distillation
+from proloc.objective import Budget, DialSampler, Distillation
 from proloc.study.config import REFERENCE, Condition, StudyConfig
 from proloc.study.penalty import build_penalty
-from proloc.study.plan import teacher_folder
+from proloc.study.plan import reference_log, teacher_folder
 from proloc.study.results import TrainingPoint, run_name
 from proloc.study.windows import Windows
 from proloc.training import LocalityTrainer
@@ -41,6 +41,8 @@ def tune(
     model: PreTrainedModel,
     windows: Windows,
     teacher: Distillation | None,
+    budget: Budget | None,
+    every_step: bool,
     progress: OnProgress,
 ) -> tuple[PreTrainedModel, list[TrainingPoint]]:
     """Tune a localised model; resumes from its last checkpoint if there is one.
@@ -49,6 +51,8 @@ def tune(
         folder: of the study; checkpoints are kept in it while the run lasts.
         config: the study as the condition sees it (``StudyConfig.of``).
         teacher: from ``teacher_of``.
+        budget: from ``budget_of``.
+        every_step: log every optimiser step, as budgets and their reference need.
 
     Returns:
         the tuned model, adapters merged, and its training log.
@@ -61,11 +65,12 @@ def tune(
     soft = config.mode_of(condition) != "hard"
     trainer = LocalityTrainer(
         model=trainable,
-        args=_arguments(config, condition, seed, checkpoints),
+        args=_arguments(config, condition, seed, checkpoints, every_step),
         train_dataset=windows,
         penalty=build_penalty(config.penalty) if soft else None,
         distillation=teacher,
         dials=_dials(training.dial, seed),
+        budget=budget,
         block_dropout=training.block_dropout,
         callbacks=[_Report(progress)],
     )
@@ -73,10 +78,8 @@ def tune(
     trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     log = [
         TrainingPoint(
-            step=entry["step"],
             loss=entry["cross_entropy"],
-            penalty=entry["penalty"],
-            distillation=entry.get("distillation"),
+            **{name: entry.get(name) for name in TrainingPoint.model_fields if name != "loss"},
         )
         for entry in trainer.state.log_history
         if "cross_entropy" in entry
@@ -85,9 +88,11 @@ def tune(
     return (trainable.merge_and_unload() if training.lora_rank else model), log
 
 
-def _arguments(config: StudyConfig, condition: Condition, seed: int, checkpoints: Path) -> TrainingArguments:
+def _arguments(
+    config: StudyConfig, condition: Condition, seed: int, checkpoints: Path, every_step: bool
+) -> TrainingArguments:
     training = config.training
-    logging_steps = max(1, training.steps // 20)
+    logging_steps = 1 if every_step else max(1, training.steps // 20)
     # A checkpoint inside a log interval would lose the interval's first part, and the log would differ after a resume.
     save_steps = math.ceil((training.checkpoint_every or training.steps / 10) / logging_steps) * logging_steps
     return TrainingArguments(
@@ -139,6 +144,20 @@ def teacher_of(study: StudyConfig, config: StudyConfig, folder: Path, seed: int)
         if not Path(name).is_dir():
             raise ProlocError(f"its teacher {run_name(REFERENCE, seed)} is not there, most likely because it failed.")
     return Distillation(load_model(name), weight=training.distil, temperature=training.temperature, skip=skip)
+
+
+def budget_of(config: StudyConfig, folder: Path, seed: int) -> Budget | None:
+    """The budget of a run, measured against the reference of the same seed.
+
+    Raises:
+        ProlocError: the reference is not there, or has no log of every step.
+    """
+    if config.budget.cost is None:
+        return None
+    reference = reference_log(folder, seed, config.training.steps)
+    if reference is None:
+        raise ProlocError(f"its reference {run_name(REFERENCE, seed)} is not there, most likely because it failed.")
+    return Budget(reference, cost=config.budget.cost, push=config.budget.push)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
