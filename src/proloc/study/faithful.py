@@ -16,8 +16,7 @@ from proloc.explaining.faithfulness import Effort, Probe, measure_faithfulness
 from proloc.explaining.passage import Passage, count_units
 from proloc.explaining.questions import make_question, question_tokens
 from proloc.hf import provide
-from proloc.study.config import Condition, StudyConfig
-from proloc.study.config_explain import ExplainSection
+from proloc.study.config import Condition, ExplainSection, StudyConfig
 from proloc.study.prepare import Prepared
 from proloc.study.results import FaithfulnessResult, faithfulness_path, save_record
 from proloc.study.windows import make_windows

@@ -25,8 +25,7 @@ from proloc.blocks import (
 )
 from proloc.hf import provide
 from proloc.hf.models import load_model
-from proloc.study.config import StudyConfig
-from proloc.study.config_blocks import BlocksSection
+from proloc.study.config import BlocksSection, StudyConfig
 
 Windows = NDArray[np.int64]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from proloc.penalty import DialledKL, Entropy, GroupSparsity, LowFidelity, Penalty
-from proloc.study.config_training import PenaltyKind, PenaltySection
+from proloc.study.config import PenaltyKind, PenaltySection
 
 _BUILD: dict[PenaltyKind, Callable[[PenaltySection], Penalty]] = {
     "fidelity": lambda section: LowFidelity(phi=section.phi, weight=section.weight),

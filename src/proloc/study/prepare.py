@@ -15,8 +15,7 @@ from torch import Tensor
 from proloc.blocks import Partitioner, RandomBlocks, build_partitioner
 from proloc.errors import ProlocError
 from proloc.hf.models import load_tokenizer
-from proloc.study.config import StudyConfig
-from proloc.study.config_blocks import ROLES
+from proloc.study.config import ROLES, StudyConfig
 from proloc.study.partitioners import Material, fit
 from proloc.study.results import PREPARED_FILE
 from proloc.study.text import digest, read_text

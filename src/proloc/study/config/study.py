@@ -1,122 +1,15 @@
-"""A study's configuration: one TOML file, every key described here, unknown keys refused."""
+"""A whole study: its parts, and what must hold between them."""
 
-import tomllib
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from proloc.errors import ProlocError
-from proloc.schedule import Polynomial, Reversed, Schedule, Uniform, schedule_from_dict, schedule_to_dict
-from proloc.study.config_blocks import ROLES, UNTHRESHOLDED, BlocksSection
-from proloc.study.config_explain import ExplainSection
-from proloc.study.config_training import BudgetSection, PenaltySection, Position, TrainingSection
-from proloc.study.section import Section
-
-REFERENCE = "distributed"
-DEMO = "demo"
-
-Mode = Literal["hard", "soft", "both"]
-
-# What a condition may do otherwise than its study: how locality is brought about, never the data or the budget.
-OVERRIDABLE = (
-    "halo",
-    "sinks",
-    "sink_token",
-    "dials",
-    "penalty",
-    "budget",
-    "training.dial",
-    "training.block_dropout",
-    "training.distil",
-    "training.temperature",
-    "training.teacher",
-)
-
-
-class TextSection(Section):
-    """What is tuned on and what is held out: exactly one of ``file``, ``dataset`` and ``builtin``."""
-
-    file: str | None = None
-    """A UTF-8 text file; a relative path is relative to the TOML file."""
-    dataset: str | None = None
-    """A name for ``datasets.load_dataset``."""
-    dataset_config: str | None = None
-    """The dataset's configuration, for example "wikitext-2-raw-v1"."""
-    split: str = "train"
-    """The dataset's split."""
-    column: str = "text"
-    """The dataset's column of text."""
-    builtin: Literal["pydoc"] | None = None
-    """Text that comes with Python itself: the topics of its documentation."""
-    held_out: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """The last share of the tokens, never tuned on."""
-    max_held_out_windows: int | None = Field(default=None, ge=1)
-    """Evaluate on at most this many windows, spread evenly over the held-out part; None = all."""
-    max_train_windows: int | None = Field(default=None, ge=1)
-    """Tune on at most this many windows, spread evenly over the rest; None = all."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "TextSection":
-        given = [name for name in ("file", "dataset", "builtin") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of file, dataset and builtin, not {given or 'none'}")
-        return self
-
-
-class Condition(Section):
-    """One way of making the model local."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
-    schedule: dict[str, Any]
-    """For example {kind = "polynomial", beta = 5}."""
-    blocks: str = "semantic"
-    """"semantic"; its controls "fixed" (same mean length) and "random" (same lengths, one draw for all seeds); or the
-    NAME of a ``[partitioners.NAME]``."""
-    mode: Mode | None = None
-    """None = the study's mode."""
-    override: dict[str, Any] = Field(default={})
-    """What this condition does otherwise than the study, for example {penalty.phi = 0.3, halo = 1}; it can change
-    halo, sinks, sink_token, dials, penalty, budget, and of training dial, distil, temperature and teacher."""
-
-    @field_validator("schedule")
-    @classmethod
-    def _is_a_schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return schedule_to_dict(schedule_from_dict(value))
-
-    @field_validator("override")
-    @classmethod
-    def _is_overridable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key, part in value.items():
-            names = [f"{key}.{name}" for name in part] if isinstance(part, dict) else [key]
-            wrong = [name for name in names if name not in OVERRIDABLE and key not in OVERRIDABLE]
-            if wrong:
-                raise ValueError(f"a condition cannot override {wrong[0]!r}; choose from {', '.join(OVERRIDABLE)}")
-        return value
-
-    def build(self) -> Schedule:
-        return schedule_from_dict(self.schedule)
-
-
-def _standard(name: str, schedule: Schedule, blocks: str = "semantic") -> Condition:
-    return Condition(name=name, schedule=schedule_to_dict(schedule), blocks=blocks)
-
-
-_QUINTIC = Polynomial(beta=5)
-STANDARD_CONDITIONS = {
-    condition.name: condition
-    for condition in (
-        _standard(REFERENCE, Uniform(value=0.0)),
-        _standard("localist", Uniform(value=1.0)),
-        _standard("linear", Polynomial(beta=1)),
-        _standard("cubic", Polynomial(beta=3)),
-        _standard("quintic", _QUINTIC),
-        _standard("reversed", Reversed(_QUINTIC)),
-        _standard("fixed", _QUINTIC, "fixed"),
-        _standard("random", _QUINTIC, "random"),
-    )
-}
+from proloc.study.config.blocks import ROLES, UNTHRESHOLDED, BlocksSection
+from proloc.study.config.condition import REFERENCE, STANDARD_CONDITIONS, Condition, Mode
+from proloc.study.config.explain import ExplainSection
+from proloc.study.config.section import Section, first_problem
+from proloc.study.config.text import TextSection
+from proloc.study.config.training import BudgetSection, PenaltySection, Position, TrainingSection
 
 
 class StudyConfig(Section):
@@ -281,67 +174,3 @@ SECTIONS: dict[str, type[Section]] = {
     "explain": ExplainSection,
     "conditions": Condition,
 }
-
-
-def load_config(path: str | Path) -> StudyConfig:
-    """Read a study's TOML file, or the demo's when ``path`` is "demo".
-
-    Raises:
-        ProlocError: no such file, not TOML, or a key or value that is not right; the message names it.
-    """
-    if str(path) == DEMO:
-        content, folder = resources.files("proloc.study").joinpath("demo.toml").read_text(encoding="utf-8"), Path()
-    else:
-        try:
-            content, folder = Path(path).read_text(encoding="utf-8"), Path(path).parent
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProlocError(f'cannot read the study "{path}": {error}; give a TOML file, or "{DEMO}".') from error
-    try:
-        data = tomllib.loads(content)
-        config = StudyConfig.model_validate(data)
-    except tomllib.TOMLDecodeError as error:
-        raise ProlocError(f"{path} is not valid TOML: {error}.") from error
-    except ValidationError as error:
-        raise ProlocError(f"{path}: {first_problem(error)}") from error
-    if config.text.file is None:
-        return config
-    try:
-        file = str((folder / Path(config.text.file).expanduser()).resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ProlocError(f"the text's file {config.text.file!r} is no path: {error}.") from error
-    return config.model_copy(update={"text": config.text.model_copy(update={"file": file})})
-
-
-def with_budget(config: StudyConfig, cost: float) -> StudyConfig:
-    """The same study with a budget for every condition but the reference and those with a budget of their own.
-
-    Raises:
-        ProlocError: a condition cannot have one.
-    """
-    data = config.model_dump(exclude_unset=True)
-    try:
-        return StudyConfig.model_validate({**data, "budget": {**data.get("budget", {}), "cost": cost}})
-    except ValidationError as error:
-        raise ProlocError(first_problem(error)) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem as one sentence that names the key."""
-    problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    if problem["type"] == "extra_forbidden":
-        return f'unknown key "{place}"; see `proloc study --keys` for what a study can say.'
-    value = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
-    return f'"{place}": {message}{value}.' if place else f"{message}."
-
-
-def describe_keys() -> str:
-    """Every key of a study's file with its default and meaning, as text."""
-    lines: list[str] = []
-    for name, section in SECTIONS.items():
-        lines.append(f"\n[{name}]" if name else "top level")
-        for key, field in section.model_fields.items():
-            default = "" if field.is_required() or (name == "" and key in SECTIONS) else f" = {field.default!r}"
-            lines.append(f"  {key}{default}" + (f"\n      {field.description}" if field.description else ""))
-    return "\n".join(lines)

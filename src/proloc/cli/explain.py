@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from proloc.cli_parts import add_command, text_of, write_out
+from proloc.cli.parts import add_command, text_of, write_out
 
 
 def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from proloc.study.section import Section
+from proloc.study.config.section import Section
 
 
 class ExplainSection(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from proloc.study.section import Section
+from proloc.study.config.section import Section
 
 PenaltyKind = Literal["fidelity", "group", "entropy", "kl"]
 Targets = float | list[float] | list[list[float]]
