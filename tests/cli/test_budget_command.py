@@ -29,6 +29,7 @@ def test_the_reference_of_a_budget_runs_first_with_every_step_logged(study, tmp_
     assert local.metrics.fidelity.mean == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_a_budget_added_to_a_finished_study_makes_a_reference_without_a_full_log_again(study, tmp_path):
     study.write_text(study.read_text().replace("steps = 4", "steps = 45"))
     out = tmp_path / "out"
@@ -87,6 +88,7 @@ def test_a_study_takes_a_budget_from_the_command_line(study, tmp_path, capsys):
     assert "different: budget.cost" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_localize_leaves_a_local_model_with_its_card_and_says_what_it_costs(tmp_path, model_folder, words, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(words)

@@ -135,6 +135,7 @@ fitted = 8
 """
 
 
+@pytest.mark.slow
 def test_a_study_measures_faithfulness_resumes_it_and_reports_it(study: Path, tmp_path, capsys) -> None:
     text = study.read_text().replace("context = 48", "context = 64")
     text = text.replace('kind = "sentence"', 'kind = "fixed"\nmean_length = 12') + EXPLAIN

@@ -150,6 +150,7 @@ def test_a_model_is_measured_at_every_position_and_position_one_is_its_own_measu
         assert at[0.0].fidelity.mean < at[0.5].fidelity.mean < at[1.0].fidelity.mean
 
 
+@pytest.mark.slow
 def test_the_tuned_reference_teaches_and_is_gone_when_the_study_is_done(study, tmp_path, monkeypatch):
     table = f'{{name = "taught", {QUINTIC}, override = {{training.distil = 0.5, training.teacher = "distributed"}}}}'
     config = with_condition(study, table)
