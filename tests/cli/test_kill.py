@@ -14,6 +14,14 @@ from proloc.study.results import load_study
 DEADLINE = 120
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A background job of a shell ignores interrupts, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(study: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "proloc.cli", "study", str(study), "--out", str(out), "--workers", "2"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
