@@ -171,6 +171,13 @@ def explaining(ends: SentenceEnds, name: str, embedding: Any) -> list[Method]:
             made = ChangePointBlocks(ends, embedding, penalty=penalty, min_sentences=fewest)
             yield f"penalty {penalty:.3f}, min_sentences {fewest}", blocks(made)
 
+    def direction(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
+        centre = ChangePointBlocks(ends, embedding).centred([document.ids for document in documents]).centre
+        for fewest, penalty in product((2, 3), np.geomspace(0.5, 2.7, 24)):
+            limits = {"penalty": penalty, "min_sentences": fewest, "centre": centre}
+            made = ChangePointBlocks(ends, embedding, cost="direction", **limits)
+            yield f"penalty {penalty:.3f}, min_sentences {fewest}", blocks(made)
+
     def numbered(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
         for fewest in (2, 3):
 
@@ -185,6 +192,7 @@ def explaining(ends: SentenceEnds, name: str, embedding: Any) -> list[Method]:
     return [
         Method(f"tiling ({name})", sort, tiling),
         Method(f"change points ({name})", sort, changepoint),
+        Method(f"change points by direction ({name})", sort, direction),
         Method(f"change points ({name}), true number", sort, numbered),
     ]
 

@@ -277,6 +277,9 @@ def cost(vectors: np.ndarray) -> float:
     return float(((vectors - vectors.mean(axis=0)) ** 2).sum())
 
 
+COSTS = {"kernel": cost, "direction": lambda vectors: len(vectors) - float(np.linalg.norm(vectors.sum(axis=0)))}
+
+
 class TestChangePoints:
     def test_the_boundary_is_before_the_sentence_that_changed_the_topic(self) -> None:
         assert lengths(ChangePointBlocks([STOP], TOPICS, penalty=0.5), CATS * 3 + LAW * 3) == [24, 24]
@@ -287,8 +290,9 @@ class TestChangePoints:
         sentences=st.integers(2, 9),
         penalty=st.floats(0.05, 2.0),
         fewest=st.integers(1, 3),
+        kind=st.sampled_from(["kernel", "direction"]),
     )
-    def test_no_other_cut_is_cheaper_or_not_by_much(self, seed, sentences, penalty, fewest) -> None:
+    def test_no_other_cut_is_cheaper_or_not_by_much(self, seed, sentences, penalty, fewest, kind) -> None:
         """The slow reference tries every cut; PELT prunes too much where blocks have a shortest length."""
         table = torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))
         ids = np.random.default_rng(seed).integers(1, 20, 2 * sentences)
@@ -296,14 +300,15 @@ class TestChangePoints:
         vectors = table.double().numpy()[ids].reshape(sentences, 2, 3).sum(axis=1)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         possible = [
-            sum(cost(vectors[i:j]) for i, j in itertools.pairwise(edges)) + penalty * (len(edges) - 2)
+            sum(COSTS[kind](vectors[i:j]) for i, j in itertools.pairwise(edges)) + penalty * (len(edges) - 2)
             for number in range(sentences)
             for cuts in itertools.combinations(range(1, sentences), number)
             if min(np.diff(edges := [0, *cuts, sentences])) >= fewest or not cuts
         ]
-        blocks = ChangePointBlocks([STOP], table, penalty=penalty, min_sentences=fewest, min_sentence=1)
+        limits = {"penalty": penalty, "min_sentences": fewest, "min_sentence": 1}
+        blocks = ChangePointBlocks([STOP], table, cost=kind, **limits)
         edges = [*(np.flatnonzero(blocks.boundaries(ids)) // 2), sentences]
-        found = sum(cost(vectors[i:j]) for i, j in itertools.pairwise(edges)) + penalty * (len(edges) - 2)
+        found = sum(COSTS[kind](vectors[i:j]) for i, j in itertools.pairwise(edges)) + penalty * (len(edges) - 2)
         assert found == pytest.approx(min(possible), rel=1e-6 if fewest == 1 else 0.15)
 
     def test_a_number_of_blocks_can_be_asked_for(self) -> None:
@@ -311,10 +316,26 @@ class TestChangePoints:
         assert lengths(ChangePointBlocks([STOP], TOPICS, num_blocks=3), ids) == [16, 16, 16]
         assert lengths(ChangePointBlocks([STOP], TOPICS, num_blocks=99), ids) == [16, 16, 16]
         assert lengths(ChangePointBlocks([STOP], TOPICS, num_blocks=1), ids) == [48]
+        assert lengths(ChangePointBlocks([STOP], TOPICS, num_blocks=3, cost="direction"), ids) == [16, 16, 16]
+
+    def test_what_all_sentences_share_is_no_topic(self) -> None:
+        """A direction common to all sentences hides the topics until the centre takes it off."""
+        shifted = TOPICS + 20.0
+        ids = [*CATS * 3, *LAW * 3]
+        blocks = ChangePointBlocks([STOP], shifted, penalty=0.5, cost="direction")
+        assert lengths(blocks, ids) == [48]
+        centred = blocks.centred([np.array(ids)])
+        assert lengths(centred, ids) == [24, 24]
+        assert lengths(ChangePointBlocks.rebuild(centred.settings(), centred.tensors()), ids) == [24, 24]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [({"penalty": -1.0}, "not -1.0"), ({"num_blocks": 0}, "not 0"), ({"min_sentences": 0}, "min_sentences")],
+        [
+            ({"penalty": -1.0}, "not -1.0"),
+            ({"num_blocks": 0}, "not 0"),
+            ({"min_sentences": 0}, "min_sentences"),
+            ({"cost": "angle"}, "kernel, direction, not 'angle'"),
+        ],
     )
     def test_what_cannot_be_is_refused(self, arguments, message) -> None:
         with pytest.raises(ProlocError, match=message):
@@ -346,6 +367,7 @@ ADAPTIVE = {
     "recruitment": RecruitmentBlocks([STOP], [1] * 9, prior=30.0, min_length=8),
     "surprise": SurpriseBlocks(Bits()),
     "changepoint": ChangePointBlocks([STOP], TOPICS, min_sentences=1),
+    "changepoint-direction": ChangePointBlocks([STOP], TOPICS, min_sentences=1, cost="direction"),
     "tiling": TilingBlocks([STOP], TOPICS),
 }
 

@@ -2,24 +2,30 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from proloc.blocks.base import Partitioner, Trace, check_length
-from proloc.blocks.embedders import Embedding, saved_embedding, sentence_vectors
+from proloc.blocks.direction import direction_cost
+from proloc.blocks.embedders import Embedding, of_length_one, saved_embedding, sentence_vectors
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 from proloc.errors import ProlocError
+
+Cost = Literal["kernel", "direction"]
 
 
 class ChangePointBlocks(Partitioner):
     """Blocks that minimise ``sum of the blocks' costs + penalty * number of boundaries``, over all cuts of the text.
 
-    ``cost(block) = sum_i |x_i - mean|^2`` over its sentences' vectors x of length 1, so by the cosine kernel. The
-    minimum is exact where ``min_sentences`` is 1 or ``num_blocks`` is given; otherwise the search of ruptures prunes a
+    Over the vectors x of a block's n sentences, of length 1, ``cost(block)`` is ``sum_i |x_i - mean|^2`` (the cosine
+    kernel) or ``n - |sum_i x_i|`` (direction; more exact on Choi's benchmark, slower on long texts). The minimum is
+    exact where ``min_sentences`` is 1 or ``num_blocks`` is given; otherwise the search of ruptures prunes a
     little too much and may miss it by a little. Every sentence takes part in every boundary: these blocks explain
     finished texts and nothing else.
 
@@ -30,9 +36,11 @@ class ChangePointBlocks(Partitioner):
         num_blocks: this many blocks instead, or as many as fit into a text too short for them; None = by the penalty.
         min_sentences: the shortest block; in sentences.
         min_sentence: a shorter sentence (a blank line, "Yes.") belongs to the one before it; in tokens.
+        cost: "kernel" or "direction".
+        centre: ``[dim]``, taken off every vector, whose length is then made 1 again; see ``centred``.
 
     Raises:
-        ProlocError: a penalty or number that cannot be; when cutting: ruptures is not installed.
+        ProlocError: a penalty, number or cost that cannot be; when cutting: ruptures is not installed.
 
     Source: kernel change points by PELT and dynamic programming of ``ruptures`` (Truong, Oudre and Vayatis 2020); on
     sentence embeddings as Embed-KCPD does. Scores ours.
@@ -52,7 +60,11 @@ class ChangePointBlocks(Partitioner):
         num_blocks: int | None = None,
         min_sentences: int = 2,
         min_sentence: int = 4,
+        cost: Cost = "kernel",
+        centre: Tensor | None = None,
     ) -> None:
+        if cost not in get_args(Cost):
+            raise ProlocError(f"cost must be one of {', '.join(get_args(Cost))}, not {cost!r}.")
         check_length("min_sentences", min_sentences)
         check_length("min_sentence", min_sentence)
         if num_blocks is not None and (not isinstance(num_blocks, int) or num_blocks < 1):
@@ -63,6 +75,21 @@ class ChangePointBlocks(Partitioner):
         self.num_blocks = num_blocks
         self.min_sentences = min_sentences
         self.min_sentence = min_sentence
+        self.cost = cost
+        self.centre = centre
+
+    def centred(self, corpus: Iterable[NDArray[np.int64]]) -> Self:
+        """The same with the mean of a corpus's sentence vectors as the centre: what all its sentences share tells
+        nothing about where one topic ends.
+
+        Args:
+            corpus: texts of token ids, each ``[seq]``.
+        """
+        other = copy.copy(self)
+        other.centre = None
+        vectors = np.concatenate([other._sentences(ids)[1] for ids in corpus])
+        other.centre = torch.from_numpy(vectors.mean(axis=0))
+        return other
 
     def with_threshold(self, threshold: float) -> Self:
         other = copy.copy(self)
@@ -81,12 +108,12 @@ class ChangePointBlocks(Partitioner):
         sums = np.concatenate([np.zeros((1, vectors.shape[1])), vectors.cumsum(axis=0)])
         edges = [0, *cuts, len(vectors)]
         for left, middle, right in zip(edges, edges[1:], edges[2:], strict=False):
-            scores[bounds[middle]] = _gain(sums, left, middle, right)
+            scores[bounds[middle]] = self._gain(sums, left, middle, right)
         for left, right in pairwise(edges):
             for inside in range(left + self.min_sentences, right - self.min_sentences + 1):
-                scores[bounds[inside]] = _gain(sums, left, inside, right)
+                scores[bounds[inside]] = self._gain(sums, left, inside, right)
         threshold = self.penalty if self.num_blocks is None else math.inf
-        return Trace(scores=scores, threshold=threshold, meaning="squared distance that a boundary here saves")
+        return Trace(scores=scores, threshold=threshold, meaning="cost that a boundary here saves")
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -95,26 +122,56 @@ class ChangePointBlocks(Partitioner):
             "num_blocks": self.num_blocks,
             "min_sentences": self.min_sentences,
             "min_sentence": self.min_sentence,
+            "cost": self.cost,
             **saved_embedding(self.embedding)[0],
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        return saved_embedding(self.embedding)[1]
+        centre = {} if self.centre is None else {"centre": self.centre}
+        return saved_embedding(self.embedding)[1] | centre
+
+    def _sentences(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Sentence bounds in tokens ``[sentences + 1]``, and vectors ``[sentence, dim]``."""
+        bounds = sentence_bounds(self.sentence_ends, ids, self.min_sentence)
+        vectors = sentence_vectors(self.embedding, ids, bounds)
+        if self.centre is None:
+            return bounds, vectors
+        if self.centre.shape != vectors.shape[1:]:
+            raise ProlocError(
+                f"the centre is {list(self.centre.shape)}; the vectors are of {vectors.shape[1]} numbers."
+            )
+        return bounds, of_length_one(vectors - self.centre.cpu().double().numpy())
 
     def _cut(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int], NDArray[np.float64]]:
         """Sentence bounds in tokens ``[sentences + 1]``, the first sentences of later blocks, and the vectors."""
-        bounds = sentence_bounds(self.sentence_ends, ids, self.min_sentence)
-        vectors = sentence_vectors(self.embedding, ids, bounds)
+        bounds, vectors = self._sentences(ids)
         most = len(vectors) // self.min_sentences
         if most < 2 or self.num_blocks == 1:
             return bounds, [], vectors
-        search = _ruptures().KernelCPD(kernel="linear", min_size=self.min_sentences, jump=1).fit(vectors)
+        search = self._search(vectors)
         if self.num_blocks is None:
             # Penalties of 0 do not terminate in ruptures; this one is too small to keep any boundary out.
             ends = search.predict(pen=max(self.penalty, 1e-9))
         else:
             ends = search.predict(n_bkps=min(self.num_blocks, most) - 1)
         return bounds, [int(end) for end in ends[:-1]], vectors
+
+    def _search(self, vectors: NDArray[np.float64]) -> Any:
+        ruptures, limits = _ruptures(), {"min_size": self.min_sentences, "jump": 1}
+        if self.cost == "kernel":
+            return ruptures.KernelCPD(kernel="linear", **limits).fit(vectors)
+        search = ruptures.Pelt if self.num_blocks is None else ruptures.Dynp
+        return search(custom_cost=direction_cost(ruptures.base.BaseCost, vectors), **limits).fit(vectors)
+
+    def _gain(self, sums: NDArray[np.float64], left: int, middle: int, right: int) -> float:
+        """How much the cost of the sentences from left to right falls when they are cut at the middle."""
+
+        def kept(start: int, stop: int) -> float:
+            part = sums[stop] - sums[start]
+            squared = float(part @ part)
+            return squared / (stop - start) if self.cost == "kernel" else math.sqrt(squared)
+
+        return kept(left, middle) + kept(middle, right) - kept(left, right)
 
 
 def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
@@ -126,16 +183,6 @@ def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64], shortes
     inner = inner[np.diff([*inner, ids.size]) >= shortest]
     inner = inner[inner >= shortest]
     return np.concatenate([[0], inner, [ids.size]])
-
-
-def _gain(sums: NDArray[np.float64], left: int, middle: int, right: int) -> float:
-    """How much the cost of the sentences from left to right falls when they are cut at the middle."""
-
-    def kept(start: int, stop: int) -> float:
-        part = sums[stop] - sums[start]
-        return float(part @ part) / (stop - start)
-
-    return kept(left, middle) + kept(middle, right) - kept(left, right)
 
 
 def _checked_penalty(penalty: float) -> float:

@@ -39,6 +39,11 @@ def sentence_vectors(embedding: Embedding, ids: NDArray[np.int64], bounds: NDArr
     vectors = _vectors(embedding, ids, bounds)
     if vectors.ndim != 2 or len(vectors) != bounds.size - 1 or not np.isfinite(vectors).all():
         raise ProlocError(f"the embedder must give {bounds.size - 1} finite vectors, not {list(vectors.shape)}.")
+    return of_length_one(vectors)
+
+
+def of_length_one(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Vectors ``[sentence, dim]`` at length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: NDArray[np.float64] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return unit
