@@ -50,9 +50,10 @@ def test_a_model_taught_by_itself_has_nothing_to_learn(tmp_path):
 
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_changes_neither_the_divergence_nor_the_weights(tmp_path, accumulation):
-    whole = distilling(tmp_path, penalty=PENALTY)
+    # Plain descent: Adam's steps hardly depend on the size of a gradient, and blow up roundings of small ones.
+    whole = distilling(tmp_path, penalty=PENALTY, optim="sgd")
     batch = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
-    parts = distilling(tmp_path, penalty=PENALTY, **batch)
+    parts = distilling(tmp_path, penalty=PENALTY, optim="sgd", **batch)
     for each in (whole, parts):
         each.train()
     for key in ("loss", "cross_entropy", "penalty", "distillation"):
