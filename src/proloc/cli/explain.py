@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from proloc.cli.parts import add_command, text_of, write_out
+from proloc.cli.parts import add_command, progress_bar, text_of, write_out
 
 
 def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,14 +45,12 @@ def _layers(given: str) -> list[int]:
 
 def _explain(arguments: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import Progress
 
     from proloc.explaining.explain import explain
     from proloc.report.explanation import print_explanation
     from proloc.report.explanation_page import explanation_page
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("ablations", total=None)
+    with progress_bar("ablations") as progress:
         found = explain(
             arguments.model,
             text_of(arguments.text),
@@ -62,7 +60,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             schedule=arguments.schedule,
             blocks=arguments.blocks,
             layers=arguments.layers,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            progress=progress,
         )
     print_explanation(found, Console())
     if arguments.json is not None:
@@ -91,15 +89,13 @@ def add_heads(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def _heads(arguments: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import Progress
 
     from proloc.explaining.heads import view_head
     from proloc.report.heads import print_head
     from proloc.text import builtin_text, read_file
 
     text = builtin_text() if arguments.text is None else read_file(arguments.text)
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("windows", total=None)
+    with progress_bar("windows") as progress:
         found = view_head(
             arguments.model,
             text,
@@ -107,7 +103,7 @@ def _heads(arguments: argparse.Namespace) -> int:
             arguments.head,
             dial=arguments.dial,
             max_windows=arguments.windows,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            progress=progress,
         )
     print_head(found, Console())
     if arguments.json is not None:

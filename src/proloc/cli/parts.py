@@ -3,7 +3,8 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from proloc.errors import ProlocError
@@ -24,6 +25,17 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, gone when done; what it gives is called with what is done and what is to do."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 def write_out(path: Path, content: str) -> None:

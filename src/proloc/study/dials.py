@@ -9,7 +9,7 @@ for every schedule. Comparisons are paired over seeds, on the log scale, as in `
 from collections.abc import Mapping, Sequence
 
 from proloc.study.results import Metrics, Record, RunResult, StudyRecord
-from proloc.study.statistics import REFERENCE, Estimate, log_t_interval, usable_metrics
+from proloc.study.statistics import REFERENCE, Estimate, paired_ratio, usable_metrics
 
 
 class AtDial(Record):
@@ -48,10 +48,10 @@ def compare_dials(study: StudyRecord, runs: Sequence[RunResult]) -> list[AtDial]
                 AtDial(
                     condition=name,
                     dial=dial,
-                    ratio=_ratio(ours, reference),
+                    ratio=paired_ratio(ours, reference),
                     specialist=special,
-                    specialist_ratio=_ratio(theirs, reference),
-                    over_specialist=_ratio(ours, theirs),
+                    specialist_ratio=paired_ratio(theirs, reference),
+                    over_specialist=paired_ratio(ours, theirs),
                 )
             )
     return rows
@@ -85,8 +85,3 @@ def _metrics(runs: Sequence[RunResult], dial: float | None = None) -> dict[int, 
         if metrics is not None:
             found[run.seed] = metrics
     return found
-
-
-def _ratio(ours: Mapping[int, Metrics], theirs: Mapping[int, Metrics]) -> Estimate | None:
-    shared = [seed for seed in ours if seed in theirs]
-    return log_t_interval([ours[seed].perplexity / theirs[seed].perplexity for seed in shared]) if shared else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proloc.study.results import Metrics, Record, RunResult, StudyRecord
-from proloc.study.statistics import REFERENCE, Estimate, late_mean, log_t_interval, t_interval, usable_metrics
+from proloc.study.statistics import REFERENCE, Estimate, late_mean, paired_ratio, t_interval, usable_metrics
 
 # Parts of a run's configuration that are names, bookkeeping or the same for a whole study.
 _APART = ("text", "model", "keep_models", "dials", "partitioners", "match", "blocks")
@@ -46,7 +46,7 @@ def find_changes(study: StudyRecord, runs: Sequence[RunResult]) -> list[Change]:
         for base in names[:index]:
             setting = _difference(measured[base][0], measured[name][0])
             ours, theirs = _by_seed(measured[name]), _by_seed(measured[base])
-            over = _ratio(ours, theirs)
+            over = paired_ratio(ours, theirs)
             if setting is None or over is None:
                 continue
             before, after = (_settings(measured[each][0]) for each in (base, name))
@@ -57,8 +57,8 @@ def find_changes(study: StudyRecord, runs: Sequence[RunResult]) -> list[Change]:
                     setting=setting,
                     before=_value(before, setting, list(theirs.values())),
                     after=_value(after, setting, list(ours.values())),
-                    ratio_before=_ratio(theirs, reference),
-                    ratio_after=_ratio(ours, reference),
+                    ratio_before=paired_ratio(theirs, reference),
+                    ratio_after=paired_ratio(ours, reference),
                     over=over,
                     late_undialled_before=_late(theirs),
                     late_undialled_after=_late(ours),
@@ -109,11 +109,6 @@ def _value(settings: Mapping[str, Any], setting: str, metrics: Sequence[Metrics]
 
 def _by_seed(runs: Sequence[RunResult]) -> dict[int, Metrics]:
     return {run.seed: metrics for run in runs if (metrics := usable_metrics(run)) is not None}
-
-
-def _ratio(ours: Mapping[int, Metrics], theirs: Mapping[int, Metrics]) -> Estimate | None:
-    shared = [seed for seed in ours if seed in theirs]
-    return log_t_interval([ours[seed].perplexity / theirs[seed].perplexity for seed in shared]) if shared else None
 
 
 def _late(metrics: Mapping[int, Metrics]) -> Estimate:

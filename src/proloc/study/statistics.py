@@ -198,6 +198,12 @@ def log_ratio_interval(logs: Sequence[float]) -> Estimate:
     return Estimate(mean=math.exp(estimate.mean), low=low, high=high, num=estimate.num)
 
 
+def paired_ratio(ours: Mapping[int, Metrics], theirs: Mapping[int, Metrics]) -> Estimate | None:
+    """Perplexity of one condition over another on the seeds that both have, with ``log_t_interval``; None = no seed."""
+    ratios = [_ratio(metrics, theirs[seed]) for seed, metrics in ours.items() if seed in theirs]
+    return log_t_interval(ratios) if ratios else None
+
+
 def paired_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of the paired t-test, given the differences; None with fewer than 2 pairs or without spread."""
     if len(differences) < 2 or not _has_spread(differences):
