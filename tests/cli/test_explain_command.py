@@ -139,7 +139,9 @@ fitted = 8
 def test_a_study_measures_faithfulness_resumes_it_and_reports_it(study: Path, tmp_path, capsys) -> None:
     text = study.read_text().replace("context = 48", "context = 64")
     text = text.replace('kind = "sentence"', 'kind = "fixed"\nmean_length = 12') + EXPLAIN
-    study.write_text(text.replace("questions = 3", "questions = 0"))
+    (study.parent / "other.txt").write_text(" ".join(f"{word} stands beside {word}." for word in TEXT.split()) * 20)
+    text = text.replace("questions = 3", 'questions = 0\ntext_passages = 2\ntexts = { other = "other.txt" }')
+    study.write_text(text)
     out, folder = tmp_path / "out", tmp_path / "out" / "faithfulness"
     assert main(["study", str(study), "--out", str(out), "--workers", "1"]) == 0
     shown = capsys.readouterr().out
@@ -149,14 +151,18 @@ def test_a_study_measures_faithfulness_resumes_it_and_reports_it(study: Path, tm
         for name in ("distributed", "quintic")
     }
     for run in runs.values():
-        assert [passage["passage"] for passage in run["passages"]] == ["held-out-0", "held-out-1", "held-out-2"]
+        names = [passage["passage"] for passage in run["passages"]]
+        assert names[:3] == ["held-out-0", "held-out-1", "held-out-2"]
+        assert [passage["kind"] for passage in run["passages"][3:]] == ["other", "other"]
         assert {"attention", "rollout", "learned-heads", "lasso"} <= set(run["passages"][0]["methods"])
     summary = json.loads((out / "faithfulness.json").read_text())
-    gains = {(row["condition"], row["method"]): row["lds_gain"] for row in summary["methods"]}
+    gains = {
+        (row["condition"], row["method"]): row["lds_gain"] for row in summary["methods"] if row["kind"] == "held-out"
+    }
     assert gains["distributed", "attention"] is None
     expected = [
         ours["methods"]["attention"]["lds"] - theirs["methods"]["attention"]["lds"]
-        for ours, theirs in zip(runs["quintic"]["passages"], runs["distributed"]["passages"], strict=True)
+        for ours, theirs in zip(runs["quintic"]["passages"][:3], runs["distributed"]["passages"][:3], strict=True)
     ]
     assert gains["quintic", "attention"]["mean"] == pytest.approx(sum(expected) / 3)
     # A run made again takes its measured passages from the disk.

@@ -16,7 +16,7 @@ from proloc.explaining.faithfulness import Effort, Probe, measure_faithfulness
 from proloc.explaining.passage import Passage, count_units
 from proloc.explaining.questions import make_question, question_tokens
 from proloc.hf import provide
-from proloc.study.config import Condition, ExplainSection, StudyConfig
+from proloc.study.config import HELD_OUT, QUESTION, Condition, ExplainSection, StudyConfig
 from proloc.study.prepare import Prepared
 from proloc.study.results import FaithfulnessResult, faithfulness_path, save_record
 from proloc.study.windows import make_windows
@@ -32,12 +32,14 @@ class Reading:
         blocks: its partitioner.
         held_out: blocks of the held-out windows, int64 ``[window, context]``.
         num_sinks: first tokens that belong to no source, the same for every condition, the sink token not counted.
+        target_tokens: explained at the end of a window.
         sink_token: what stands in front of every text; None = nothing.
     """
 
     blocks: Partitioner
     held_out: Tensor
     num_sinks: int
+    target_tokens: int
     sink_token: int | None = None
 
     def passage(self, ids: Tensor, block_ids: Tensor, units: Tensor, start: int) -> Passage:
@@ -83,7 +85,12 @@ def check_explain(config: StudyConfig, prepared: Prepared, tokenizer: Any, max_c
     if config.explain is None:
         return
     semantic = prepared.blocks("semantic", 0)
-    reading = Reading(blocks=semantic.partitioner, held_out=semantic.held_out, num_sinks=config.sinks)
+    reading = Reading(
+        blocks=semantic.partitioner,
+        held_out=semantic.held_out,
+        num_sinks=config.sinks,
+        target_tokens=config.explain.target_tokens,
+    )
     probes = make_probes(prepared, config.explain, tokenizer, reading)
     longest = max((len(probe.passage.ids) for probe in probes if probe.true_source is not None), default=0)
     if max_context is not None and longest >= max_context:  # a sink token may come on top
@@ -99,27 +106,31 @@ def make_probes(prepared: Prepared, section: ExplainSection, tokenizer: Any, rea
     Raises:
         ProlocError: not enough windows with four sources.
     """
-    return [*_held_out(prepared, section, reading), *_questions(tokenizer, section, reading)]
+    semantic = prepared.blocks("semantic", 0)
+    ours, theirs = (blocks.connect(provide) for blocks in (semantic.partitioner, reading.blocks))
+    probes = _windows(HELD_OUT, prepared.held_out, semantic.held_out, reading.held_out, section.passages, reading)
+    for name, windows in prepared.passages.items():
+        probes += _windows(name, windows, ours(windows), theirs(windows), section.text_passages, reading)
+    return [*probes, *_questions(tokenizer, section, reading)]
 
 
-def _held_out(prepared: Prepared, section: ExplainSection, reading: Reading) -> list[Probe]:
-    """Windows whose last tokens are explained by the semantic blocks before them, whatever blocks a run reads.
+def _windows(kind: str, windows: Tensor, semantic: Tensor, read: Tensor, num: int, reading: Reading) -> list[Probe]:
+    """So many windows whose last tokens are explained by the semantic blocks before them, whatever blocks a run reads.
 
     Those with fewer than four sources are passed over: a rank correlation over fewer says nothing.
     """
-    semantic, probes = prepared.blocks("semantic", 0).held_out, []
-    for number, ids in enumerate(prepared.held_out):
-        units = count_units(semantic[number])
-        passage = reading.passage(ids, reading.held_out[number], units, len(ids) - section.target_tokens)
+    probes = []
+    for number, ids in enumerate(windows):
+        passage = reading.passage(ids, read[number], count_units(semantic[number]), len(ids) - reading.target_tokens)
         if len(passage.sources) >= MIN_SOURCES:
-            probes.append(Probe(name=f"held-out-{number}", kind="held-out", passage=passage))
-    if len(probes) < section.passages:
+            probes.append(Probe(name=f"{kind}-{number}", kind=kind, passage=passage))
+    if len(probes) < num:
         raise ProlocError(
-            f"only {len(probes)} of the {len(prepared.held_out)} held-out windows have {MIN_SOURCES} blocks before "
-            f"their last {section.target_tokens} tokens, and {section.passages} passages are asked for: take a longer "
+            f"only {len(probes)} of the {len(windows)} {kind} windows have {MIN_SOURCES} blocks before "
+            f"their last {reading.target_tokens} tokens, and {num} passages are asked for: take a longer "
             "context, shorter blocks or fewer passages."
         )
-    places = np.linspace(0, len(probes) - 1, section.passages).round().astype(int)
+    places = np.linspace(0, len(probes) - 1, num).round().astype(int)
     return [probes[place] for place in places]
 
 
@@ -130,5 +141,5 @@ def _questions(tokenizer: Any, section: ExplainSection, reading: Reading) -> lis
         ids, units, start = question_tokens(tokenizer, question)
         passage = reading.passage(ids, blocks(ids[None])[0], units, start)
         true_source = passage.sources.index(question.true_block)
-        probes.append(Probe(name=f"question-{seed}", kind="question", passage=passage, true_source=true_source))
+        probes.append(Probe(name=f"{QUESTION}-{seed}", kind=QUESTION, passage=passage, true_source=true_source))
     return probes

@@ -70,9 +70,7 @@ def reference_log(folder: Path, seed: int, steps: int) -> list[float] | None:
 
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """The part of a configuration that all results of one folder must share, flat, JSON-able."""
-    data = config.model_dump(mode="json", exclude={"seeds", "conditions"})
-    if config.text.file is not None:
-        data["text"]["file"] = Path(config.text.file).name
+    data = config.portable(exclude={"seeds", "conditions"})
     data["training"] = {k: v for k, v in data["training"].items() if k not in ("report_to", "checkpoint_every")}
     flat: dict[str, Any] = {}
     for key, value in data.items():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from proloc.study.config import ROLES, StudyConfig
 from proloc.study.partitioners import Material, fit
 from proloc.study.results import PREPARED_FILE
 from proloc.study.text import digest, read_text
+from proloc.text import read_file
+
+SPARE = 4  # windows of other texts for every passage wanted
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Prepared:
         partitioners: by name: "semantic", its controls "fixed" and "random", and those of the study's own.
         text_sha256: fingerprint of the text they come from.
         decided: blocks by name, where a model had to be run for them.
+        passages: windows of other texts, int64 ``[window, context]``, by the name of their kind; they are explained.
     """
 
     train: Tensor
@@ -47,6 +52,7 @@ class Prepared:
     partitioners: dict[str, Partitioner]
     text_sha256: str
     decided: dict[str, Blocks] = field(default_factory=dict)
+    passages: dict[str, Tensor] = field(default_factory=dict)
 
     def blocks(self, name: str, seed: int) -> Blocks:
         """The blocks that a run with this seed reads; random partitioners of the study's own draw anew for each."""
@@ -74,10 +80,10 @@ def prepare(config: StudyConfig) -> Prepared:
     """
     text = read_text(config.text)
     tokenizer = load_tokenizer(config.model)
-    ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    ids = _tokens(text, tokenizer)
     context = config.training.context
     cut = int(ids.size * (1 - config.text.held_out))
-    train, held_out = (part[: part.size // context * context].reshape(-1, context) for part in (ids[:cut], ids[cut:]))
+    train, held_out = (_windows(part, context) for part in (ids[:cut], ids[cut:]))
     needed = config.training.batch_size * config.training.accumulation
     if len(train) < needed or len(held_out) < 1:
         share = config.text.held_out
@@ -94,7 +100,30 @@ def prepare(config: StudyConfig) -> Prepared:
         held_out=torch.from_numpy(held_out),
         partitioners=fit(config, Material(config.model, tokenizer, tokens, lengths)),
         text_sha256=digest(text),
+        passages=_passages(config, tokenizer),
     ).decide()
+
+
+def _passages(config: StudyConfig, tokenizer: Any) -> dict[str, Tensor]:
+    """Windows of the texts that are explained but not tuned on, spread evenly; some have too few blocks to be used."""
+    if config.explain is None:
+        return {}
+    context, found = config.training.context, {}
+    for name, file in config.explain.texts.items():
+        windows = _windows(_tokens(read_file(Path(file)), tokenizer), context)
+        if not len(windows):
+            raise ProlocError(f"explain.texts.{name} is shorter than one window of {context} tokens: {file}.")
+        found[name] = torch.from_numpy(_spread(windows, SPARE * config.explain.text_passages))
+    return found
+
+
+def _tokens(text: str, tokenizer: Any) -> NDArray[np.int64]:
+    return np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+
+
+def _windows(ids: NDArray[np.int64], context: int) -> NDArray[np.int64]:
+    """``[window, context]``; what is left at the end is dropped."""
+    return ids[: ids.size // context * context].reshape(-1, context)
 
 
 def _spread(windows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
@@ -108,6 +137,7 @@ def _spread(windows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
 def save_prepared(prepared: Prepared, folder: Path) -> None:
     """Write one safetensors file, atomically; settings travel in its metadata."""
     tensors = {"train": prepared.train, "held_out": prepared.held_out}
+    tensors |= {f"{_PASSAGES}{name}": windows for name, windows in prepared.passages.items()}
     settings = {}
     for name, partitioner in prepared.partitioners.items():
         settings[name] = {"kind": partitioner.kind, "settings": partitioner.settings()}
@@ -140,7 +170,13 @@ def load_prepared(folder: Path) -> Prepared:
             for name, found in partitioners.items()
             if _decided(name, "train") in tensors
         },
+        passages={
+            key.removeprefix(_PASSAGES): windows for key, windows in tensors.items() if key.startswith(_PASSAGES)
+        },
     )
+
+
+_PASSAGES = "passages:"
 
 
 def _decided(name: str, part: str) -> str:

@@ -97,7 +97,11 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
         _save(teacher_folder(folder, seed), tuned)
     if config.explain is not None:
         reading = Reading(
-            blocks=blocks.partitioner, held_out=blocks.held_out, num_sinks=study.sinks, sink_token=sink_token
+            blocks=blocks.partitioner,
+            held_out=blocks.held_out,
+            num_sinks=study.sinks,
+            target_tokens=config.explain.target_tokens,
+            sink_token=sink_token,
         )
         explain_run(
             folder,
@@ -205,9 +209,7 @@ def _sample(config: StudyConfig, model: PreTrainedModel, held_out: Windows) -> S
 def run_config(config: StudyConfig, condition: Condition, text_sha256: str | None) -> dict[str, Any]:
     """What decides a run's result beside its seed; the text's folder is left out, it differs between machines."""
     config = config.of(condition)
-    decisive = config.model_dump(mode="json", exclude={"conditions", "seeds", "name"})
-    if config.text.file is not None:
-        decisive["text"]["file"] = Path(config.text.file).name
+    decisive = config.portable(exclude={"conditions", "seeds", "name"})
     decisive["text"]["sha256"] = text_sha256
     return {**decisive, "condition": condition.model_dump(mode="json"), "mode": config.mode_of(condition)}
 

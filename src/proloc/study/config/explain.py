@@ -1,10 +1,13 @@
 """What a study can say about the explanations that it measures."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from proloc.study.config.section import Section
+
+HELD_OUT, QUESTION = "held-out", "question"
+"""The kinds of passages that every study can have."""
 
 
 class ExplainSection(Section):
@@ -12,6 +15,10 @@ class ExplainSection(Section):
 
     passages: int = Field(default=16, ge=0)
     """Held-out windows whose last tokens are explained."""
+    texts: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], str] = Field(default={})
+    """Other texts with passages to explain, none of them tuned on: NAME = UTF-8 file, relative to the TOML file."""
+    text_passages: int = Field(default=16, ge=1)
+    """Windows of each of ``texts`` whose last tokens are explained."""
     questions: int = Field(default=16, ge=0)
     """Built-in questions whose answer stands in one known block."""
     target_tokens: int = Field(default=16, ge=1)
@@ -25,8 +32,15 @@ class ExplainSection(Section):
     erasure: bool = True
     """Also measure top-1 drop, comprehensiveness and sufficiency."""
 
+    @field_validator("texts")
+    @classmethod
+    def _new_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if taken := [name for name in value if name in (HELD_OUT, QUESTION)]:
+            raise ValueError(f"{taken[0]!r} names passages that every study can have; give your text another name")
+        return value
+
     @model_validator(mode="after")
     def _something(self) -> "ExplainSection":
-        if self.passages + self.questions == 0:
-            raise ValueError("give passages, questions or both")
+        if self.passages + self.questions == 0 and not self.texts:
+            raise ValueError("give passages, texts or questions")
         return self

@@ -33,13 +33,25 @@ def load_config(path: str | Path) -> StudyConfig:
         raise ProlocError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
         raise ProlocError(f"{path}: {first_problem(error)}") from error
-    if config.text.file is None:
-        return config
-    try:
-        file = str((folder / Path(config.text.file).expanduser()).resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ProlocError(f"the text's file {config.text.file!r} is no path: {error}.") from error
-    return config.model_copy(update={"text": config.text.model_copy(update={"file": file})})
+    return _with_paths(config, folder)
+
+
+def _with_paths(config: StudyConfig, folder: Path) -> StudyConfig:
+    """The same with every file as an absolute path; those in the study's file are relative to its folder."""
+
+    def absolute(file: str) -> str:
+        try:
+            return str((folder / Path(file).expanduser()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ProlocError(f"the text's file {file!r} is no path: {error}.") from error
+
+    if config.text.file is not None:
+        text = config.text.model_copy(update={"file": absolute(config.text.file)})
+        config = config.model_copy(update={"text": text})
+    if config.explain is not None and config.explain.texts:
+        texts = {name: absolute(file) for name, file in config.explain.texts.items()}
+        config = config.model_copy(update={"explain": config.explain.model_copy(update={"texts": texts})})
+    return config
 
 
 def with_budget(config: StudyConfig, cost: float) -> StudyConfig:

@@ -1,5 +1,6 @@
 """A whole study: its parts, and what must hold between them."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -161,6 +162,15 @@ class StudyConfig(Section):
 
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
+
+    def portable(self, *, exclude: set[str]) -> dict[str, Any]:
+        """The configuration as JSON-able data without the folders that texts lie in, which differ between machines."""
+        data = self.model_dump(mode="json", exclude=exclude)
+        if self.text.file is not None:
+            data["text"]["file"] = Path(self.text.file).name
+        if self.explain is not None:
+            data["explain"]["texts"] = {name: Path(file).name for name, file in self.explain.texts.items()}
+        return data
 
 
 SECTIONS: dict[str, type[Section]] = {
