@@ -127,6 +127,9 @@ def train(folder, **arguments):
     log = [entry for entry in trainer.state.log_history if "cross_entropy" in entry]
     if trainer.is_world_process_zero():
         torch.save({"log": log, "weights": trainer.model.state_dict()}, Path(folder) / "trained.pt")
+    if distributed.is_initialized():  # left to the interpreter's end, gloo's threads abort the process now and then
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def torchrun(work, folder):
