@@ -29,7 +29,7 @@ from proloc.report.rows_contrasts import CONTRAST_HEADERS
 from proloc.study.results import RunResult, StudyRecord, load_study
 from proloc.study.statistics import StudySummary, summarise
 
-OPTIONAL = {"dial", "hard_layers", "budget"}  # drawn only where a study asks its question
+OPTIONAL = {"dial", "hard_layers", "budget", "faithfulness"}  # drawn only where a study asks its question
 FIGURES = [plan.name for plan in PLANS if plan.name not in OPTIONAL]
 HOSTILE = '<script>alert(1)</script>"&'
 

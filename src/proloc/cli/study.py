@@ -128,14 +128,7 @@ def _share(text: str) -> float:
 def _show_report(folder: Path) -> None:
     from rich.console import Console
 
-    from proloc.report import build_report, print_table
-    from proloc.report.faithfulness import print_faithfulness
-    from proloc.study.faithful_statistics import summarise_faithfulness
-    from proloc.study.results import load_faithfulness, load_study
+    from proloc.report import build_report
 
-    study, runs = load_study(folder)
-    print_table(study, runs, Console())
-    if explained := load_faithfulness(folder, study):
-        print_faithfulness(summarise_faithfulness(study.name, explained), Console())
-    page = build_report(folder)
+    page = build_report(folder, Console())
     print(f"\nThe report: {page.resolve()}\nIts numbers: {(folder / 'summary.json').resolve()}")

@@ -139,7 +139,7 @@ def explain_subject(
         asking=passage.asking,
         sources=_sources(subject, measured, alone[cut], alone[removed]),
         blocks_read=measured.readout.blocks_read.tolist(),
-        sampled=Sampled(num=ablations, num_fitted=fitted, how=how),
+        sampled=Sampled(num=ablations, num_different=len(np.unique(measured.kept, axis=0)), num_fitted=fitted, how=how),
         faithfulness=faithfulness,
         cost=Cost(
             ablations=cut.num_computed + removed.num_computed,

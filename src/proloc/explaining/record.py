@@ -142,10 +142,13 @@ class Sampled(Part):
 
     Attributes:
         num: measured on; the surrogate was fitted to ``num_fitted`` others.
+        num_different: different ones among those measured on; few where there are few sources (at most 2 ** sources),
+            and a rank correlation over few outcomes moves in large steps.
         how: whether edges were cut or tokens removed.
     """
 
     num: int
+    num_different: int
     num_fitted: int
     how: Literal["cut", "removed"]
 

@@ -3,22 +3,22 @@
 import json
 from pathlib import Path
 
+from rich.console import Console
+
 from proloc.errors import ProlocError
 from proloc.files import write_atomically
 from proloc.report.data import ReportData
 from proloc.report.export import to_csv, to_markdown
-from proloc.report.faithfulness import faithfulness_markdown
+from proloc.report.faithfulness import faithfulness_markdown, print_faithfulness
 from proloc.report.figures import draw_all
 from proloc.report.page import to_page
 from proloc.report.table import print_table
-from proloc.study.faithful_statistics import summarise_faithfulness
-from proloc.study.results import load_faithfulness, load_study
 
 __all__ = ["build_report", "print_table"]
 
 
-def build_report(folder: Path) -> Path:
-    """Write the report of a study into its folder and return the path of the page.
+def build_report(folder: Path, console: Console | None = None) -> Path:
+    """Write the report of a study into its folder and return the path of the page; with a console, print its tables.
 
     Writes ``report.html``, ``figures/*.png`` and ``*.svg``, ``summary.json``, ``.csv`` and ``.md``, and
     ``contrasts.json``; for a study that measured its explanations also ``faithfulness.json`` and ``.md``. Each file is
@@ -27,15 +27,18 @@ def build_report(folder: Path) -> Path:
     Raises:
         ProlocError: no study there, a file that is not of the schema, or a folder that cannot be written to.
     """
-    data = ReportData(*load_study(folder))
+    data = ReportData.read(folder)
+    explained = data.faithfulness
+    if console is not None:
+        print_table(data.study, data.runs, console)
+        if explained is not None:
+            print_faithfulness(explained, console)
     figures = draw_all(data)
     page = folder / "report.html"
-    explained = load_faithfulness(folder, data.study)
     try:
-        if explained:
-            summary = summarise_faithfulness(data.study.name, explained)
-            write_atomically(folder / "faithfulness.json", summary.model_dump_json(indent=1) + "\n")
-            write_atomically(folder / "faithfulness.md", faithfulness_markdown(summary))
+        if explained is not None:
+            write_atomically(folder / "faithfulness.json", explained.model_dump_json(indent=1) + "\n")
+            write_atomically(folder / "faithfulness.md", faithfulness_markdown(explained))
         for figure in figures:
             write_atomically(folder / "figures" / f"{figure.name}.png", figure.png)
             write_atomically(folder / "figures" / f"{figure.name}.svg", figure.svg)

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from proloc.study.contrasts import Contrast, contrasts
 from proloc.study.dials import AtDial, compare_dials
-from proloc.study.results import Metrics, RunResult, StudyRecord
+from proloc.study.faithful_statistics import FaithfulnessSummary, summarise_faithfulness
+from proloc.study.results import FaithfulnessResult, Metrics, RunResult, StudyRecord, load_faithfulness, load_study
 from proloc.study.sensitivity import Change, find_changes
 from proloc.study.statistics import REFERENCE, ConditionSummary, Measures, StudySummary, summarise, usable_metrics
 
@@ -18,10 +20,27 @@ class ReportData:
     Attributes:
         study: the plan.
         runs: every run that is there, failed ones included.
+        explained: how faithful the explanations of each run are, where that was measured.
     """
 
     study: StudyRecord
     runs: Sequence[RunResult]
+    explained: Sequence[FaithfulnessResult] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> "ReportData":
+        """From a study's folder.
+
+        Raises:
+            ProlocError: no study there, or a file that is not of the schema.
+        """
+        study, runs = load_study(folder)
+        return cls(study, runs, load_faithfulness(folder, study))
+
+    @cached_property
+    def faithfulness(self) -> FaithfulnessSummary | None:
+        """The statistics of the explanations; None where none were measured."""
+        return summarise_faithfulness(self.study.name, self.explained) if self.explained else None
 
     @cached_property
     def summary(self) -> StudySummary:

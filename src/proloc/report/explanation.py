@@ -11,6 +11,7 @@ from proloc.report.numbers import NONE, count, fixed, listed
 _SHOWN = ("attention", "lasso")
 BLIND = ("length", "recency", "random")
 EXCERPT = 46
+FEW = 20  # different ablations below which a reader is warned
 
 
 def print_explanation(found: Explanation, console: Console) -> None:
@@ -57,8 +58,10 @@ def cost_sentence(found: Explanation) -> str:
     """What the ablations took."""
     cost, sampled = found.cost, found.sampled
     how = "edges cut" if sampled.how == "cut" else "tokens removed"
+    few = "" if sampled.num_different >= FEW else ", so few that LDS moves in large steps"
     return (
-        f"Measured on {count(sampled.num, 'random ablation')} ({how}, each block kept with probability 0.5), the "
+        f"Measured on {count(sampled.num, 'random ablation')} ({how}, each block kept with probability 0.5; "
+        f"{sampled.num_different} different ones{few}), the "
         f"surrogate fitted to {sampled.num_fitted} others; {count(cost.ablations, 'different ablation')} took the work "
         f"of {cost.passes:.1f} passes over the text, {cost.seconds:.0f} s in all."
     )

@@ -15,7 +15,9 @@ HEADERS = (
     "change of the gap",
     "found",
 )
-_MAIN = ("attention", "value-weighted", "learned-heads", "lasso")
+MAIN = ("attention", "value-weighted", "learned-heads", "lasso", "length")
+"""What page, figure and terminal show: plain and value-weighted attention, what attention and what ablations can say at
+best, and what the blocks' lengths alone say."""
 
 
 def faithfulness_rows(summary: FaithfulnessSummary, kind: str) -> list[tuple[str, ...]]:
@@ -44,7 +46,7 @@ def print_faithfulness(summary: FaithfulnessSummary, console: Console) -> None:
         for name in HEADERS:
             table.add_column(name)
         for cells in faithfulness_rows(summary, kind):
-            if cells[1] in _MAIN:
+            if cells[1] in MAIN:
                 table.add_row(*cells)
         console.print(table)
     console.print(reading(summary), style="dim")

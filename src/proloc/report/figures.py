@@ -10,6 +10,7 @@ from proloc.report.data import ReportData
 from proloc.report.figures_contrasts import contrasts_figure
 from proloc.report.figures_cost import front_figure, perplexity_figure, training_figure
 from proloc.report.figures_dial import dial_figure
+from proloc.report.figures_faithfulness import faithfulness_figure
 from proloc.report.figures_front import budget_figure, hard_layers_figure
 from proloc.report.figures_layers import entropy_figure, fidelity_figure, heads_figure, schedule_figure
 from proloc.report.figures_sample import attention_figure
@@ -113,6 +114,15 @@ PLANS = (
         dial_figure,
         "Lines are models tuned at many positions of the dial, crosses the conditions tuned at one position alone with "
         "the same budget, slightly to the right; bars are 95% intervals over seeds.",
+    ),
+    Plan(
+        "faithfulness",
+        "How faithful explanations are",
+        faithfulness_figure,
+        "Marks are means over passages of the rank correlation between what a method foretells of random ablations "
+        "and what they do, bars 95% bootstrap intervals over passages; further right is more faithful, the surrogate "
+        "(lasso) is what ablations themselves can say, learned heads what attention can say at best, and length what "
+        "the blocks' lengths alone say; passages are the same under every condition.",
     ),
     Plan(
         "training",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from proloc.report.data import ReportData
+from proloc.report.faithfulness import HEADERS, MAIN, faithfulness_rows, kinds, reading
 from proloc.report.numbers import NONE, fixed, with_interval
 
 
@@ -18,7 +19,8 @@ class SideTable:
 
 def side_tables(data: ReportData) -> list[SideTable]:
     """The tables that these runs support, in the order of the page."""
-    return [table for table in (_sensitivity_table(data), _dial_table(data)) if table.rows]
+    tables = (_sensitivity_table(data), _dial_table(data), *_faithfulness_tables(data))
+    return [table for table in tables if table.rows]
 
 
 def _sensitivity_table(data: ReportData) -> SideTable:
@@ -75,3 +77,18 @@ def _dial_table(data: ReportData) -> SideTable:
         "with the budget of the one model, at that position alone; over specialist divides the one model's perplexity "
         "by the specialist's.",
     )
+
+
+def _faithfulness_tables(data: ReportData) -> list[SideTable]:
+    found = data.faithfulness
+    if found is None:
+        return []
+    return [
+        SideTable(
+            f"How faithful explanations are: {kind} passages",
+            HEADERS,
+            [cells for cells in faithfulness_rows(found, kind) if cells[1] in MAIN],
+            reading(found),
+        )
+        for kind in kinds(found)
+    ]
