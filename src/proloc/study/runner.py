@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from proloc.errors import ProlocError
 from proloc.study.config import Condition, StudyConfig
 from proloc.study.plan import check, comparable, extend_plan, in_stages
+from proloc.study.precision import precision_warning
 from proloc.study.results import (
     PREPARED_FILE,
     RunResult,
@@ -73,6 +74,8 @@ def run_study(
     console = console or Console(stderr=True)
     with console.status("checking the model, the text and the folder"):
         facts = check(config, folder)
+    if warning := precision_warning(config.training.precision):
+        console.print(warning, style="yellow", highlight=False)
     with _only_one(folder), _progress(console) as progress:
         if not all((folder / name).is_file() for name in ("study.json", PREPARED_FILE)):
             _prepare(config, folder, facts, progress)

@@ -26,7 +26,8 @@ class TrainingSection(Section):
     """Peak of AdamW's learning rate; linear warm-up over 10% of the steps, then cosine to 0."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16" computes in mixed precision; weights and optimiser stay fp32, evaluation is fp32."""
+    """"bf16" computes in mixed precision; weights and optimiser stay fp32, evaluation is fp32. On processors without
+    hardware for it, bf16 is many times slower than fp32."""
     lora_rank: int | None = Field(default=None, ge=1)
     """Tune low-rank adapters of this rank on all linear layers (needs peft); None = all weights."""
     gradient_checkpointing: bool = False
