@@ -7,7 +7,7 @@ Source: Okabe & Ito 2008, Color Universal Design.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from proloc.report.data import ReportData
 from proloc.study.statistics import ConditionSummary, is_control
 
 WIDTH = 9.6
+_LABEL_SIZE = 7.0
+_MOST_STEPS = 12
 PNG_DPI = 150
 INK = "#222222"
 MUTED = "#8a8a8a"
@@ -102,6 +104,29 @@ def grid_behind(axes: Axes, axis: Literal["x", "y", "both"]) -> None:
     """Faint grid lines behind the data."""
     axes.set_axisbelow(True)
     axes.grid(visible=True, axis=axis)
+
+
+def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
+    """Name points ``(name, x, y)`` so that no name lies on another: each moves up, or down, until it has room.
+
+    Call it when the limits of the axes are final.
+    """
+    height, taken = 1.25 * _LABEL_SIZE, list[tuple[float, float, float]]()
+    to_points = 72.0 / axes.figure.dpi
+    right = axes.transAxes.transform((1.0, 0.0))[0] * to_points
+    places = [(name, x, y, axes.transData.transform((x, y)) * to_points) for name, x, y in labels]
+    for name, x, y, (at_x, at_y) in sorted(places, key=lambda place: float(place[3][1])):
+        width = 0.6 * _LABEL_SIZE * len(name)
+        left = -4 - width if at_x + 4 + width > right else 4
+        for step in sorted(range(-_MOST_STEPS, _MOST_STEPS), key=abs):
+            start, level = at_x + left, at_y + 3 + height * step
+            if all(start >= b or start + width <= a or abs(level - other) >= height for a, b, other in taken):
+                break
+        taken.append((start, start + width, level))
+        far = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if abs(step) > 1 else None
+        axes.annotate(
+            name, (x, y), (left, 3 + height * step), textcoords="offset points", size=_LABEL_SIZE, arrowprops=far
+        )
 
 
 def to_png(figure: Figure) -> bytes:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from proloc.report.canvas import INK, MUTED, grid_behind, look_of, new_figure
+from proloc.report.canvas import INK, MUTED, grid_behind, label_points, look_of, new_figure
 from proloc.report.data import ReportData
 from proloc.study.results import RunResult, TrainingPoint
 from proloc.study.statistics import ConditionSummary, Estimate
@@ -32,6 +32,7 @@ def hard_layers_figure(data: ReportData) -> Figure | None:
         return None
     figure = new_figure(4.6)
     fidelity, layers = figure.subplots(1, 2, sharey=True)
+    names: dict[Axes, list[tuple[str, float, float]]] = {fidelity: [], layers: []}
     for row in rows:
         assert row.comparison is not None
         assert row.measures is not None  # it was compared
@@ -40,9 +41,7 @@ def hard_layers_figure(data: ReportData) -> Figure | None:
         for axes, place in ((fidelity, late), (layers, worth)):
             _point(axes, place, row.comparison.ratio, colour, marker)
             if groups[row.condition] != "other":
-                axes.annotate(
-                    row.condition, (place, row.comparison.ratio.mean), (4, 3), textcoords="offset points", size=7
-                )
+                names[axes].append((row.condition, place, row.comparison.ratio.mean))
     fidelity.set_xlabel("undialled fidelity, last third of the layers")
     layers.set_xlabel("locality summed over layers (hard layers, where they are)")
     fidelity.set_ylabel(f"perplexity ÷ {data.summary.reference}, same seed")
@@ -53,6 +52,9 @@ def hard_layers_figure(data: ReportData) -> Figure | None:
     seen = [name for name in _GROUPS if name in groups.values()]
     handles = [Line2D([], [], color=_GROUPS[n][0], marker=_GROUPS[n][1], linestyle="", label=n) for n in seen]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    figure.draw_without_rendering()  # settles the layout, and with it how far apart points are
+    for axes, labels in names.items():
+        label_points(axes, labels)
     return figure
 
 
