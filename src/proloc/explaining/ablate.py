@@ -2,6 +2,8 @@
 
 Two ways to knock a block out. *cut*: every later block loses the edges to its tokens, in all layers or in some; the
 text and its positions stay as they are. *removed*: the text is read without the block's tokens, and later ones move up.
+Where edges are cut in all layers nobody reads the block, so its tokens are left out too, and all others keep their
+positions.
 
 What stands before the first token that an ablation touches is computed once for all of them. Ablations run as rows of a
 batch, sorted so that rows of one batch share as much as they can.
@@ -20,7 +22,7 @@ from transformers import PreTrainedModel
 from proloc.errors import ProlocError
 from proloc.explaining.passage import Passage
 from proloc.hf import cutting, find_state
-from proloc.hf.prefix import full_cache, last_logits, repeat_prefix
+from proloc.hf.prefix import can_leave_out, full_cache, last_logits, repeat_prefix
 
 How = Literal["cut", "removed"]
 Flags = NDArray[np.bool_]
@@ -74,6 +76,7 @@ class Ablator:
             )
         self._model, self._passage, self._how, self._progress = model, passage, how, progress
         self._layers = None if layers is None else sorted(set(layers))
+        self._shortens = how == "removed" or (layers is None and can_leave_out(model))
         self._known: dict[bytes, float] = {}
         self._cache = full_cache()
         find_state(model)
@@ -100,7 +103,7 @@ class Ablator:
         new = {key: row for key, row in zip(keys, wanted, strict=True) if key not in self._known}
         rows = [self._row(number, torch.from_numpy(~row)) for number, row in enumerate(new.values())]
         # Cut rows of a batch start together, shortened ones are filled up to the longest: both should be alike there.
-        rows.sort(key=lambda row: row.prefix if self._how == "cut" else row.length)
+        rows.sort(key=lambda row: row.length if self._shortens else row.prefix)
         names, size = list(new), max(1, TOKENS_PER_BATCH // self._passage.read)
         for first in range(0, len(rows), size):
             batch = rows[first : first + size]
@@ -121,7 +124,7 @@ class Ablator:
     def _row(self, number: int, left_out: Tensor) -> _Row:
         marked = self._passage.marked(left_out[None])[0].int()
         first = int(marked.argmax())
-        if self._how == "removed":
+        if self._shortens:
             return _Row(number, left_out, first, len(marked) - int(marked.sum()))
         # A block reads itself, so its own tokens are as they were; the next block is the first to miss it.
         unit = self._passage.units[first]
@@ -133,7 +136,7 @@ class Ablator:
         prefix = min(row.prefix for row in rows)
         left_out = torch.stack([row.left_out for row in rows])
         cache = repeat_prefix(self._cache, prefix, len(rows))
-        compute = self._cut if self._how == "cut" else self._removed
+        compute = self._shortened if self._shortens else self._cut
         return [float(value) for value in self._log_probs(compute(left_out, prefix, cache)).sum(dim=1)]
 
     def _cut(self, left_out: Tensor, prefix: int, cache: object) -> Tensor:
@@ -143,7 +146,7 @@ class Ablator:
         with cutting(self._model, passage.edges(left_out).to(self._model.device), self._layers):
             return self._logits(ids[:, prefix:], blocks, cache, passage.num_targets)
 
-    def _removed(self, left_out: Tensor, prefix: int, cache: object) -> Tensor:
+    def _shortened(self, left_out: Tensor, prefix: int, cache: object) -> Tensor:
         """Shorter rows are filled up at their end, where no token of theirs looks."""
         passage = self._passage
         stays = ~passage.marked(left_out)
@@ -155,12 +158,13 @@ class Ablator:
         blocks = torch.where(filling, blocks.gather(1, lengths[:, None] - 1), blocks)
         needed = longest - int(lengths.min()) + passage.num_targets
         self.tokens_computed += ids[:, prefix:].numel()
-        logits = self._logits(ids[:, prefix:], blocks, cache, needed)
+        at = {"position_ids": order[:, prefix:].to(self._model.device)} if self._how == "cut" else {}
+        logits = self._logits(ids[:, prefix:], blocks, cache, needed, **at)
         places = (lengths - passage.num_targets - (longest - needed))[:, None] + torch.arange(passage.num_targets)
         places = places.to(logits.device)
         return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
 
-    def _logits(self, ids: Tensor, blocks: Tensor, cache: object, last: int) -> Tensor:
+    def _logits(self, ids: Tensor, blocks: Tensor, cache: object, last: int, **at: Tensor) -> Tensor:
         device = self._model.device
         return last_logits(
             self._model,
@@ -169,6 +173,7 @@ class Ablator:
             block_ids=blocks.to(device),
             past_key_values=cache,
             use_cache=True,
+            **at,
         )
 
     def _log_probs(self, logits: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import inspect
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from proloc.hf.state import find_state
+
 
 def full_cache() -> DynamicCache:
     """A cache whose layers keep every key, also where a window hides old ones: it can be cropped anywhere."""
@@ -26,6 +28,16 @@ def repeat_prefix(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
         keys, values = (part[..., :length, :].repeat_interleave(rows, dim=0) for part in (layer.keys, layer.values))
         repeated.update(keys, values, number)
     return repeated
+
+
+def can_leave_out(model: PreTrainedModel) -> bool:
+    """Whether leaving out tokens that nobody reads changes nothing, as long as all others keep their positions.
+
+    So it is where positions can be given and no layer counts keys: a window or a halo would reach further back.
+    """
+    config = model.config.get_text_config(decoder=True)
+    counts = getattr(config, "sliding_window", None) is not None or find_state(model).halo > 0
+    return "position_ids" in inspect.signature(model.forward).parameters and not counts
 
 
 def last_logits(model: PreTrainedModel, last: int, **inputs: object) -> Tensor:
