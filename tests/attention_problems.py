@@ -8,6 +8,7 @@ import torch
 
 from proloc.attention.layout import KeyRanges
 from proloc.attention.proof import BACKENDS, objection
+from proloc.locality import block_starts, with_leads
 
 ANSWERS = ("output", "fidelity_undialled", "fidelity", "sink_mass", "home_mass", "entropy_bits")
 
@@ -29,6 +30,17 @@ def fast_backend(name, dtype=torch.float32):
     return BACKENDS[name]
 
 
+def random_leads(block_ids, generator):
+    """The same blocks with leads, of which none moves home back: it starts anywhere since the home before."""
+    starts, leads = block_starts(block_ids), torch.zeros_like(block_ids)
+    for row, firsts in enumerate(starts):
+        home = 0
+        for first in firsts.unique().tolist():
+            home += int(torch.randint(0, first - home + 1, (), generator=generator))
+            leads[row, firsts == first] = first - home
+    return with_leads(block_ids, leads)
+
+
 def make(
     batch=2,
     kv_heads=2,
@@ -46,6 +58,7 @@ def make(
     retain=0.5,
     unused=0,
     halo=0,
+    leads=False,
     wanted="all",
 ):
     """A problem: ``padding`` up to so many hidden keys on the left, ``cached`` earlier keys, ``unused`` later ones."""
@@ -65,6 +78,8 @@ def make(
         block_ids += torch.arange(keys) >= middle
     if window:
         start = torch.maximum(start, positions - window + 1)
+    if leads:
+        block_ids = random_leads(block_ids, generator)
     ranges = KeyRanges.from_blocks(block_ids, marked, start, cached, halo=halo)
     return Problem([query, key, value], ranges, retain, wanted)
 
@@ -90,6 +105,7 @@ def problems(draw, *, plain=False):
         retain=draw(st.sampled_from([0.0, 1e-3, 0.5, 1.0])),
         unused=draw(st.sampled_from([0, 0, 4])),
         halo=draw(st.integers(0, 3)),
+        leads=draw(st.booleans()),
         wanted=draw(st.sampled_from(["nothing", "fidelity", "all"])),
     )
 

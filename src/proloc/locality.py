@@ -2,8 +2,9 @@
 
 A *partitioner* gives every token a block. A key is HOME to a query when both lie in the same block, a SINK when the
 layout marks it (normally the first tokens of a sequence), and AWAY otherwise; keys the model may not see are HIDDEN.
-With a *halo* of h, the h blocks before the query's own are home as well (ours). A *schedule* gives layer l its
-locality lambda_l, the *dial* d in [0, 1] turns all of them, and away keys keep the share
+With a *halo* of h, the h blocks before the query's own are home as well; a block's *lead*, some tokens right before its
+first, is home to it too (both ours). A *schedule* gives layer l its locality lambda_l, the *dial* d in [0, 1] turns all
+of them, and away keys keep the share
 
     retain_l = 1 - d * lambda_l
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from proloc.errors import ProlocError
 
 HIDDEN, AWAY, HOME, SINK = 0, 1, 2, 3
+_LEAD_BITS = 32  # how far up in an id its block's lead stands
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Layout:
     """How the tokens of a batch are divided.
 
     Attributes:
-        block_ids: int64 ``[batch, key]``; equal ids in a row = the same block.
+        block_ids: int64 ``[batch, key]``; equal ids in a row = the same block. Ids may hold leads, see ``with_leads``.
         sinks: bool ``[batch, key]``, True for tokens that every query may read at full weight.
         halo: that many blocks before a query's own are home as well.
     """
@@ -78,10 +80,58 @@ def block_ordinals(block_ids: Tensor) -> Tensor:
     return torch.nn.functional.pad(opens.long().cumsum(dim=1), (min(1, block_ids.shape[1]), 0))
 
 
-def home_starts(block_ids: Tensor, halo: int) -> Tensor:
+def with_leads(block_ids: Tensor, leads: Tensor) -> Tensor:
+    """Ids that say as well how many tokens before a block's first are home to it: ``id + (lead << 32)``.
+
+    So the sentence that changed the topic can lead the block that it opened: later queries read it as their own, while
+    its own queries were in the block before. That leaks nothing where a lead depends on earlier tokens alone.
+
+    Args:
+        block_ids: int64 ``[batch, key]``, below 2**32; one below 0 holds no lead.
+        leads: int64 ``[batch, key]``, tokens, the same for all of a block.
+    """
+    return block_ids + (leads << _LEAD_BITS)
+
+
+def leads_of(block_ids: Tensor) -> Tensor:
+    """The lead in every id, in tokens, shaped like ``block_ids``."""
+    return (block_ids.long() >> _LEAD_BITS).clamp_min(0)
+
+
+def block_starts(block_ids: Tensor, halo: int = 0) -> Tensor:
     """The first token of every token's own block, or of the block ``halo`` before it, int64 ``[batch, key]``."""
     ordinals = block_ordinals(block_ids)
     return torch.searchsorted(ordinals, ordinals - halo)
+
+
+def home_starts(block_ids: Tensor, halo: int) -> Tensor:
+    """Where every token's home starts: at its block, or the one ``halo`` before it, less that one's lead.
+
+    Returns:
+        int64 ``[batch, key]``; below 0 where the ids are part of a row in which the lead starts earlier.
+    """
+    starts = block_starts(block_ids, halo)
+    return starts - leads_of(block_ids).gather(1, starts)
+
+
+def check_leads(block_ids: Tensor) -> None:
+    """Raise a ProlocError unless the homes of whole rows start in their row, none before that of the block before it.
+
+    Args:
+        block_ids: int64 ``[batch, key]``.
+    """
+    leads = leads_of(block_ids)
+    if not bool(leads.any()):
+        return
+    starts = home_starts(block_ids, 0)
+    early = starts < torch.nn.functional.pad(starts, (1, -1)).clamp_min(0)
+    if bool(early.any()):
+        row, token = (int(index) for index in early.nonzero()[0])
+        raise ProlocError(
+            f"block id {int(block_ids[row, token])} at token {token} of row {row} says by its upper 32 bits that home "
+            f"starts {int(leads[row, token])} tokens before its block: before its row or an earlier block's home. "
+            "Give ids below 2**32 for blocks without leads."
+        )
 
 
 def drop_blocks(layout: Layout, probability: float) -> Tensor:
@@ -124,6 +174,14 @@ def relate(layout: Layout, query_positions: Tensor, visible: Tensor) -> Tensor:
                 f"{layout.halo} has no meaning there; give contiguous blocks, or halo=0."
             )
         home = (back >= 0) & (back <= layout.halo)
+    leads = leads_of(layout.block_ids)
+    if bool(leads.any()):
+        ordinals = block_ordinals(layout.block_ids)
+        first_home = (ordinals[:, query_positions] - layout.halo)[:, None, :, None]
+        before = (ordinals[:, None, None, :] < first_home).sum(dim=-1, keepdim=True)  # so many tokens are before it
+        lead = leads[:, None, None, :].expand(*before.shape[:-1], -1).gather(-1, before)
+        places = torch.arange(leads.shape[1], device=leads.device)
+        home = home | ((places < before) & (places >= before - lead))
     code = torch.where(home, HOME, AWAY)
     code = torch.where(layout.sinks[:, None, None, :], SINK, code)
     return torch.where(visible, code, HIDDEN).to(torch.uint8)

@@ -17,6 +17,7 @@ from proloc.blocks import (
     DriftBlocks,
     FixedBlocks,
     GivenBlocks,
+    OnlineBlocks,
     Partitioner,
     RandomBlocks,
     RecruitmentBlocks,
@@ -27,6 +28,7 @@ from proloc.blocks import (
     build_partitioner,
 )
 from proloc.errors import ProlocError
+from proloc.locality import check_leads, home_starts, leads_of
 
 VOCAB = 24
 # One token in three ends, breaks or abbreviates a sentence, so that short random inputs meet every rule.
@@ -66,6 +68,7 @@ PROVIDED = {"pairs": PairSurprisal(), "mean-token": MeanToken()}
 INSTANCES: dict[str, tuple[Partitioner, int, float]] = {
     "fixed-1": (FixedBlocks(1), 1, 1),
     "fixed-7": (FixedBlocks(7), 7, 7),
+    "fixed-lead": (FixedBlocks(7, lead=3), 7, 7),
     "sentence": (SentenceBlocks(ENDS), 8, np.inf),
     "sentence-short": (SentenceBlocks([0, 5], min_length=1), 1, np.inf),
     "sentence-forced": (SentenceBlocks(ENDS, min_length=3, max_length=5), 3, 5),
@@ -79,13 +82,36 @@ INSTANCES: dict[str, tuple[Partitioner, int, float]] = {
         1,
         256,
     ),
+    "drift-hindsight": (
+        DriftBlocks(ENDS, TABLE, threshold=0.4, min_sentence=2, min_length=4, max_length=40, hindsight=True),
+        4,
+        40,
+    ),
     "random": (RandomBlocks({2: 5, 3: 1, 9: 4}, seed=3), 2, 9),
+    "random-leads": (RandomBlocks({2: 5, 3: 1, 9: 4}, seed=3, leads={0: 1, 2: 3, 12: 1}), 2, 9),
     "random-one-length": (RandomBlocks([(4, 1.0)], seed=1), 4, 4),
     "given": (GivenBlocks(range(5, 3000, 5)), 5, np.inf),
     "delimiter": (DelimiterBlocks(AUTOMATON), 1, np.inf),
     "delimiter-tokens": (DelimiterBlocks.tokens([2, 17], min_length=3, max_length=9), 3, 9),
     "recruitment": (RecruitmentBlocks(ENDS, range(VOCAB), prior=4, min_sentence=1, min_length=3), 3, 256),
     "recruitment-forced": (RecruitmentBlocks(ENDS, [1] * VOCAB, cost=-2, prior=30, min_length=6, max_length=9), 6, 9),
+    "recruitment-hindsight": (
+        RecruitmentBlocks(ENDS, range(VOCAB), prior=4, min_sentence=1, min_length=3, max_length=None, hindsight=True),
+        3,
+        np.inf,
+    ),
+    "recruitment-hindsight-forced": (
+        RecruitmentBlocks(ENDS, [1] * VOCAB, cost=-2, prior=30, min_length=2, max_length=9, hindsight=True),
+        2,
+        9,
+    ),
+    "online": (OnlineBlocks([3], TABLE, penalty=0.1), 4, np.inf),
+    "online-kernel": (OnlineBlocks(ENDS, TABLE, penalty=0.5, min_sentences=1, cost="kernel"), 4, np.inf),
+    "online-embedder": (
+        OnlineBlocks([3, 4], MeanToken(), penalty=0.2, min_sentences=3, max_sentences=6, min_sentence=1),
+        1,
+        np.inf,
+    ),
     "surprise": (SurpriseBlocks(PairSurprisal(), min_length=2, max_length=None), 2, np.inf),
     "surprise-forced": (SurpriseBlocks(PairSurprisal(), gamma=0.5, window=9, min_length=4, max_length=11), 4, 11),
     "changepoint": (ChangePointBlocks([3], TABLE, penalty=0.3), 4, np.inf),
@@ -114,6 +140,11 @@ def blocks_of(partitioner: Partitioner, ids: list[int]) -> list[int]:
 
 def lengths_of(block_ids: list[int]) -> list[int]:
     return [len(list(group)) for _, group in itertools.groupby(block_ids)]
+
+
+def numbers_of(block_ids: list[int]) -> list[int]:
+    """Blocks without their leads."""
+    return [block & 0xFFFFFFFF for block in block_ids]
 
 
 def long_input(length: int = 20_000) -> np.ndarray:
@@ -147,11 +178,12 @@ def test_neither_a_token_nor_what_follows_moves_the_boundary_before_it(name: str
 @every_causal_kind
 def test_no_boundary_in_a_long_text_moves_with_the_token_at_it(name: str) -> None:
     partitioner, ids = INSTANCES[name][0], long_input(400)
-    before = partitioner.boundaries(ids)
+    before = partitioner.boundaries_and_leads(ids)
     for at in range(ids.size):
         changed = ids.copy()
         changed[at:] = (changed[at:] + 1) % VOCAB
-        np.testing.assert_array_equal(partitioner.boundaries(changed)[: at + 1], before[: at + 1])
+        for found, known in zip(partitioner.boundaries_and_leads(changed), before, strict=True):
+            np.testing.assert_array_equal(found[: at + 1], known[: at + 1])
 
 
 @every_causal_kind
@@ -171,7 +203,7 @@ def test_blocks_are_counted_from_zero_without_gaps_and_keep_the_lengths(name: st
     partitioner, shortest, longest = INSTANCES[name]
     block_ids = blocks_of(partitioner, ids)
     assert block_ids[0] == 0
-    assert set(np.diff(block_ids)) <= {0, 1}
+    assert set(np.diff(numbers_of(block_ids))) <= {0, 1}
     *complete, last = lengths_of(block_ids)
     assert all(shortest <= length <= longest for length in complete)
     assert last <= longest
@@ -205,7 +237,7 @@ def test_packed_sequences_get_the_blocks_they_get_alone(name: str, parts: list[l
     valid = torch.arange(packed.shape[1])[None] < packed.shape[1] - padding
     expected: list[int] = []
     for part in parts:
-        offset = expected[-1] + 1 if expected else 0
+        offset = numbers_of(expected)[-1] + 1 if expected else 0
         expected += [offset + block for block in blocks_of(partitioner, part)]
     assert partitioner(packed, valid=valid, starts=starts)[0].tolist() == expected + expected[-1:] * padding
 
@@ -265,6 +297,19 @@ def test_a_long_input_keeps_the_lengths_and_gives_the_same_blocks_twice(name: st
     assert all(shortest <= length <= longest for length in complete)
     assert last <= longest
     assert torch.equal(partitioner(ids.int()), block_ids)
+
+
+@every_kind
+def test_home_never_moves_back_and_only_hindsight_gives_leads(name: str) -> None:
+    partitioner, ids = INSTANCES[name][0], torch.from_numpy(long_input(5000))[None]
+    block_ids = partitioner(ids)
+    check_leads(block_ids)
+    assert (home_starts(block_ids, 0).diff() >= 0).all()
+    leads = leads_of(block_ids)
+    assert bool(leads.any()) == ("hindsight" in name or "lead" in name or name.startswith("online"))
+    opens, found = partitioner.boundaries_and_leads(ids[0].numpy())
+    np.testing.assert_array_equal(opens, partitioner.boundaries(ids[0].numpy()))
+    np.testing.assert_array_equal(leads[0, opens].numpy(), found[opens])
 
 
 @every_kind

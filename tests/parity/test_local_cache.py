@@ -12,13 +12,21 @@ from transformers import DynamicCache
 
 import proloc
 from proloc.attention import Keys
+from proloc.blocks import OnlineBlocks, RandomBlocks
 from proloc.hf import find_state
+from proloc.locality import home_starts, leads_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 from families import LOCALISED, build
 
 ENDS = list(range(5, 15))
 SENTENCES = proloc.SentenceBlocks(ENDS, min_length=2)
+TABLE = torch.randn(VOCAB, 6, generator=torch.Generator().manual_seed(1))
+HINDSIGHT = {
+    "online": OnlineBlocks(ENDS, TABLE, penalty=0.02, min_sentences=1, min_sentence=2),
+    "drift": proloc.DriftBlocks(ENDS, TABLE, threshold=0.6, min_sentence=2, min_length=3, hindsight=True),
+    "random": RandomBlocks({2: 1, 5: 1, 9: 1}, leads={0: 1, 2: 1, 6: 2}),
+}
 STRATEGIES = ({"do_sample": False}, {"do_sample": True}, {"num_beams": 3, "do_sample": False})
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -47,8 +55,7 @@ def held_at_most(block_ids, num_sinks, halo=0):
     """Sinks of all rows and the longest reach of any row into its current block, over every length of the text."""
     longest = 0
     for end in range(1, block_ids.shape[1] + 1):
-        starts = [int((row[:end] >= row[end - 1] - halo).int().argmax()) for row in block_ids]
-        longest = max(longest, end - min(starts))
+        longest = max(longest, end - int(home_starts(block_ids[:, :end], halo)[:, -1].min()))
     return num_sinks * len(block_ids) + longest
 
 
@@ -64,6 +71,32 @@ def test_generation_equals_that_with_a_full_cache(family, how, halo):
     torch.testing.assert_close(torch.stack(local.logits), torch.stack(full.logits), **CLOSE)
     if "num_beams" in how:
         torch.testing.assert_close(local.sequences_scores, full.sequences_scores, **CLOSE)
+
+
+@pytest.mark.parametrize("how", STRATEGIES, ids=["greedy", "sampled", "beams"])
+@pytest.mark.parametrize("name", HINDSIGHT)
+def test_generation_with_leads_equals_that_with_a_full_cache(name, how):
+    model = localised(blocks=HINDSIGHT[name], halo=int(name == "random"))
+    inputs = left_padded([24, 19, 11])
+    full = generate(model, inputs, DynamicCache(config=model.config), **how)
+    local = generate(model, inputs, **how)
+    assert isinstance(local.past_key_values, proloc.LocalCache)
+    assert torch.equal(local.sequences, full.sequences)
+    torch.testing.assert_close(torch.stack(local.logits), torch.stack(full.logits), **CLOSE)
+    assert leads_of(HINDSIGHT[name](local.sequences)).any()
+
+
+@pytest.mark.parametrize("name", HINDSIGHT)
+def test_pieces_with_leads_equal_one_forward_pass_and_drop_what_is_no_longer_home(name):
+    model, blocks = localised(proloc.Explicit([0.0, 1.0, 0.5]), HINDSIGHT[name]), HINDSIGHT[name]
+    ids, cache, logits = random_ids(2, 60), proloc.LocalCache(model), []
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        for end in range(1, 61):
+            logits.append(model(ids[:, end - 1 : end], past_key_values=cache, block_ids=blocks(ids[:, :end])).logits)
+            assert cache.num_held()[1] <= held_at_most(blocks(ids[:, :end]), 1)
+    torch.testing.assert_close(torch.cat(logits, 1), whole, **CLOSE)
+    assert cache.num_held()[1] < 60
 
 
 @settings(max_examples=25, deadline=None)

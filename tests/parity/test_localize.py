@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import proloc
+from proloc.blocks import OnlineBlocks, RecruitmentBlocks
 
 FAMILIES = ("gpt2", "llama", "mistral")
 BLOCKS = proloc.FixedBlocks(5)
@@ -117,6 +118,11 @@ def every_partitioner():
         "sentence": proloc.SentenceBlocks(ends, min_length=2),
         "drift": proloc.DriftBlocks.from_embedding(ends, embedding, dim=8, threshold=0.9, min_length=2, max_length=12),
         "random": proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1),
+        "random with leads": proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1, leads={2: 1, 7: 1}),
+        "recruitment with hindsight": RecruitmentBlocks(
+            ends, [1] * VOCAB, cost=-1, min_sentence=2, min_length=2, hindsight=True
+        ),
+        "online": OnlineBlocks(ends, embedding, penalty=0.02, min_sentences=1, min_sentence=2),
     }
 
 

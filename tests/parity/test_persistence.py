@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import proloc
+from proloc.blocks import OnlineBlocks
 from proloc.hf import find_state
 
 # Written by the last code of format 1: a random GPT-2 of width 8, drift blocks, reversed cubic, 2 sinks, dial 0.75.
@@ -30,6 +31,12 @@ CONFIG, ARRAYS = "config.json", "proloc.safetensors"
 def drift():
     embedding = torch.randn(VOCAB, 8, generator=torch.Generator().manual_seed(3))
     return proloc.DriftBlocks.from_embedding(ENDS, embedding, dim=8, threshold=0.9, min_length=2, max_length=12)
+
+
+def online():
+    embedding = torch.randn(VOCAB, 8, generator=torch.Generator().manual_seed(3))
+    blocks = OnlineBlocks(ENDS, embedding, penalty=0.02, min_sentences=1, min_sentence=2)
+    return blocks.centred([random_ids(1, 60, seed=1)[0].numpy()])
 
 
 def localised(family="gpt2", blocks=FIXED, schedule=None, **settings):
@@ -56,7 +63,14 @@ def rewritten(folder, change):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
 @pytest.mark.parametrize(
     "blocks",
-    [FIXED, proloc.SentenceBlocks(ENDS, min_length=2), drift(), proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1)],
+    [
+        FIXED,
+        proloc.SentenceBlocks(ENDS, min_length=2),
+        drift(),
+        proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1),
+        proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, leads={0: 1, 2: 3}),
+        online(),
+    ],
     ids=lambda blocks: blocks.kind,
 )
 def test_a_saved_model_comes_back_with_its_locality(tmp_path, family, blocks):

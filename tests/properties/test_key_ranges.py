@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from attention_problems import problems
+from attention_problems import problems, random_leads
 from hypothesis import given, settings
 
 from proloc.attention.layout import KeyRanges
@@ -20,10 +20,13 @@ CASES = settings(max_examples=60, deadline=None)
     st.sampled_from([0.0, 0.2, 1.0]),
     st.sampled_from([1, 3, 20]),
     st.integers(0, 3),
+    st.booleans(),
 )
-def test_ranges_and_relate_agree_wherever_a_query_sees_itself(seed, length, opens, window, halo):
+def test_ranges_and_relate_agree_wherever_a_query_sees_itself(seed, length, opens, window, halo, leads):
     generator = torch.Generator().manual_seed(seed)
     ids = (torch.rand(2, length, generator=generator) < opens).long().cumsum(1)
+    if leads:
+        ids = random_leads(ids, generator)
     sinks = torch.rand(2, length, generator=generator) < 0.2
     positions = torch.arange(length)
     start = torch.maximum(torch.randint(0, length, (2, 1), generator=generator), positions - window + 1)

@@ -163,3 +163,48 @@ def test_sinks_are_the_first_real_tokens_of_every_sequence():
 def test_a_dial_outside_the_unit_interval_is_refused(position):
     with pytest.raises(ProlocError, match="must lie in"):
         locality.retained(torch.ones(3), position)
+
+
+@CASES
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=9), st.lists(st.integers(0, 9), min_size=9), st.integers(0, 2))
+def test_a_lead_makes_the_tokens_right_before_a_block_home_to_it(sizes, wanted, halo):
+    tokens = [number for number, size in enumerate(sizes) for _ in range(size)]
+    starts = [tokens.index(number) for number in range(len(sizes))]
+    homes = []
+    for start, lead in zip(starts, wanted, strict=False):
+        homes.append(max(start - lead, homes[-1] if homes else 0))
+    ids = torch.tensor([tokens])
+    leads = torch.tensor([[starts[number] - homes[number] for number in tokens]])
+    led = locality.with_leads(ids, leads)
+    locality.check_leads(led)
+    assert torch.equal(locality.leads_of(led), leads)
+    assert torch.equal(locality.block_ordinals(led), ids)
+    relation = locality.relate(
+        Layout(led, torch.zeros_like(led).bool(), halo),
+        torch.arange(len(tokens)),
+        torch.ones(1, 1, len(tokens), len(tokens)).tril().bool(),
+    )
+    for query, number in enumerate(tokens):
+        home = homes[max(number - halo, 0)]
+        assert relation[0, 0, query, : query + 1].tolist() == [
+            HOME if key >= home else AWAY for key in range(query + 1)
+        ]
+
+
+def test_ids_below_zero_and_narrow_ones_hold_no_lead():
+    assert locality.leads_of(torch.tensor([[-1, -(2**40), 2**32 - 1, 2**32]])).tolist() == [[0, 0, 0, 1]]
+    assert locality.leads_of(torch.tensor([[-1, 2**31 - 1]], dtype=torch.int32)).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "leads", "message"),
+    [
+        ([0, 0, 1], [0, 0, 3], r"token 2 of row 0 says by its upper 32 bits that home starts 3 tokens before"),
+        ([0, 0, 1], [1, 1, 0], r"token 0 of row 0 .* starts 1 tokens before"),
+        ([0, 0, 1, 2], [0, 0, 1, 3], r"token 3 .* before its row or an earlier block's home"),
+        ([0, 7651230987 * 2**29 % 2**32], [0, 7651230987 * 2**29 >> 32], r"ids below 2\*\*32 for blocks without"),
+    ],
+)
+def test_leads_that_cannot_be_are_refused(ids, leads, message):
+    with pytest.raises(ProlocError, match=message):
+        locality.check_leads(locality.with_leads(torch.tensor([ids]), torch.tensor([leads])))

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import proloc
 from proloc import cli
-from proloc.attention import Choice, KeyRanges
+from proloc.attention import Choice, KeyRanges, layout
 from proloc.check import WAYS, Finding, Subject, check_model, report_dict, run_way
 from proloc.check.finding import Outcome, difference, worst
 from proloc.check.table import conclusion
@@ -45,6 +45,39 @@ def patch_attention(monkeypatch, change):
 
 def test_a_sound_model_passes():
     assert {verdict(name) for name in ("dial 0", "dial", "future", "other blocks")} <= {"exact", "equal"}
+
+
+ON_BLOCKS = [
+    "dial",
+    "future",
+    "other blocks",
+    "left padding",
+    "right padding",
+    "packed rows",
+    "statistics",
+    "static cache",
+    "sliding cache",
+    "local cache",
+    "beam search",
+    "gradients",
+    "checkpointing",
+    "saved",
+]
+
+
+@pytest.mark.parametrize("halo", [0, 1])
+@pytest.mark.parametrize("name", ON_BLOCKS)
+def test_a_sound_model_with_leads_passes(name, halo):
+    blocks = proloc.RandomBlocks({2: 1, 3: 1, 6: 1}, leads={1: 1, 4: 1})
+    model = tiny_model("mistral" if name == "sliding cache" else "llama")
+    assert verdict(name, Subject(model, blocks, random_ids(2, 24), halo=halo)) in {"exact", "equal"}
+
+
+def test_a_lead_that_is_lost_is_found(monkeypatch):
+    blocks = proloc.RandomBlocks({2: 1, 3: 1, 6: 1}, leads={1: 1, 4: 1})
+    real = layout.home_starts
+    monkeypatch.setattr(layout, "home_starts", lambda ids, halo: real(ids & 0xFFFFFFFF, halo))
+    assert verdict("dial", Subject(tiny_model(), blocks, random_ids(2, 24))) == "FAILED"
 
 
 def test_a_causal_leak_is_found(monkeypatch):

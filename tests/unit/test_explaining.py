@@ -13,6 +13,7 @@ from proloc.explaining.measures import BINS, bins, comprehensiveness, lds, preci
 from proloc.explaining.passage import Passage, count_units
 from proloc.explaining.readout import read_out
 from proloc.explaining.surrogate import Example, baselines, headed, lasso, learn_heads, logit
+from proloc.locality import with_leads
 from proloc.schedule import Explicit, Uniform
 
 SEEDS = range(6)
@@ -147,10 +148,13 @@ def test_erasure_shares_are_rounded_up_to_whole_blocks():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("how", ["cut", "removed"])
 @pytest.mark.parametrize(("target", "halo"), [(1, 0), (3, 0), (2, 1)])
-def test_ablations_with_a_shared_prefix_equal_whole_passes(family, how, target, halo):
+@pytest.mark.parametrize("lead", [0, 3])
+def test_ablations_with_a_shared_prefix_equal_whole_passes(family, how, target, halo, lead):
     """The oracle runs every ablation alone from the first token: written out, without cache, on the reference path."""
     model = proloc.localize(tiny_model(family), Explicit([0.0, 0.4, 1.0]), proloc.FixedBlocks(8), sinks=2, halo=halo)
     passage = a_passage(target=target, sinks=2)
+    led = with_leads(passage.units, torch.where(passage.units > 0, lead, 0))
+    passage = Passage(**{**vars_of(passage), "block_ids": led})
     kept = draw_kept(20, len(passage.sources), 0)
     found = Ablator(model, passage, how).log_probs(kept)
     reference = {"sinks": 2, "halo": halo, "attention": "reference"}
@@ -159,7 +163,10 @@ def test_ablations_with_a_shared_prefix_equal_whole_passes(family, how, target, 
         gone = passage.marked(torch.from_numpy(~row)[None])[0]
         stays = ~gone if how == "removed" else torch.ones_like(gone)
         edges = passage.edges(torch.from_numpy(~row)[None])[:, :, stays][..., stays]
-        ids, blocks = passage.ids[:-1][stays], passage.block_ids[:-1][stays]
+        ids, blocks = passage.ids[:-1][stays], passage.units[:-1][stays]
+        first = torch.searchsorted(passage.units, blocks)  # of what leads a block, only what is left does
+        leads = [int(stays[max(int(at) - lead, 0) : int(at)].sum()) for at in first]
+        blocks = with_leads(blocks, torch.tensor(leads))
         with torch.no_grad(), proloc.cutting(model, edges & (how == "cut")):
             logits = model(input_ids=ids[None], block_ids=blocks[None], use_cache=False).logits[0, -target:]
         truth = torch.log_softmax(logits.double(), -1).gather(1, passage.ids[-target:, None]).sum()

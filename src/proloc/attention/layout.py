@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from proloc.errors import ProlocError
-from proloc.locality import AWAY, HIDDEN, HOME, SINK, home_starts
+from proloc.locality import AWAY, HIDDEN, HOME, SINK, block_starts, home_starts
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KeyRanges:
         """Ranges from the block of every key.
 
         Args:
-            block_ids: int64 ``[batch, key]``; equal ids in a row = the same block.
+            block_ids: int64 ``[batch, key]``; equal ids in a row = the same block. Leads count (``locality``).
             sinks: bool ``[batch, key]``.
             visible_start: integer ``[batch, query]``; a start after the query itself marks a padding query.
             query_offset: position of the first query among the keys; keys after the last query are never read.
@@ -59,7 +59,7 @@ class KeyRanges:
             )
         positions = torch.arange(query_offset, query_offset + num_queries, device=visible_start.device)
         visible_start = torch.minimum(visible_start.clamp_min(0), positions)
-        own_start = home_starts(block_ids, 0)
+        own_start = block_starts(block_ids)
         interrupted = _last_seen(block_ids).gather(1, own_start[:, positions]) >= visible_start
         if bool(interrupted.any()):
             row, query = (int(index) for index in interrupted.nonzero()[0])
@@ -68,7 +68,7 @@ class KeyRanges:
                 f"block {int(block_ids[row, position])} of row {row} is not contiguous at token {position}: another "
                 "block lies between its parts; attention over ranges needs contiguous blocks."
             )
-        home_start = (home_starts(block_ids, halo) if halo else own_start)[:, positions]
+        home_start = home_starts(block_ids, halo)[:, positions]
         return cls(visible_start.int(), torch.maximum(home_start, visible_start).int(), sinks.bool(), query_offset)
 
     def at(self, positions: Tensor) -> "KeyRanges":

@@ -2,14 +2,16 @@
 
 Nearly every partitioner here is causal: a boundary before token t is decided from tokens before t alone, not even from
 t itself, so that the blocks tell no query anything about its future. That is why a sentence's closing quote can land in
-the next block, and why a sentence that changes the topic is the last of the old block. The others (``causal = False``)
-explain a finished text, and are refused where a model trains, is measured or generates.
+the next block, and why a sentence that changes the topic is the last of the old block; with *hindsight* it leads the
+new one as well, home to its later queries. The others (``causal = False``) explain a finished text, and are refused
+where a model trains, is measured or generates.
 """
 
 from proloc.blocks.base import Partitioner, Trace
 from proloc.blocks.calibrate import (
     block_lengths,
     calibrate,
+    lead_distribution,
     length_distribution,
     matched_fixed,
     matched_random,
@@ -22,6 +24,7 @@ from proloc.blocks.drift import DriftBlocks
 from proloc.blocks.embedders import SentenceEmbedder
 from proloc.blocks.fixed import FixedBlocks
 from proloc.blocks.given import GivenBlocks, blocks_from_messages, blocks_from_offsets, blocks_from_regex
+from proloc.blocks.online import OnlineBlocks
 from proloc.blocks.random import RandomBlocks
 from proloc.blocks.recruitment import RecruitmentBlocks
 from proloc.blocks.registry import PARTITIONERS, build_partitioner
@@ -37,6 +40,7 @@ __all__ = [
     "DriftBlocks",
     "FixedBlocks",
     "GivenBlocks",
+    "OnlineBlocks",
     "Partitioner",
     "RandomBlocks",
     "RecruitmentBlocks",
@@ -53,6 +57,7 @@ __all__ = [
     "blocks_from_regex",
     "build_partitioner",
     "calibrate",
+    "lead_distribution",
     "length_distribution",
     "matched_fixed",
     "matched_random",

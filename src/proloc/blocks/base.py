@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proloc.errors import ProlocError
+from proloc.locality import with_leads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,21 @@ class Partitioner(ABC):
         Returns:
             bool ``[seq]``, True where a new block opens before that token; the first is always True.
         """
+
+    def boundaries_and_leads(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """``boundaries``, and how many tokens right before each block are home to it too.
+
+        A rule with *hindsight* overrides this: what it read before it opened a block can lead that block. The lead of
+        the block that opens before token t depends on what the boundary depends on, and home never moves back: it
+        starts nowhere earlier than that of the block before.
+
+        Args:
+            ids: as for ``boundaries``.
+
+        Returns:
+            bool ``[seq]``, and tokens, int64 ``[seq]``: 0 where no block opens, and here for all blocks.
+        """
+        return self.boundaries(ids), np.zeros(ids.shape, dtype=np.int64)
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -110,6 +126,7 @@ class Partitioner(ABC):
 
         Returns:
             int64 ``[batch, seq]``, counted from 0 in every row; padding repeats the id before it (0 at the left).
+            Where the rule gives leads, the ids hold them (``proloc.locality.with_leads``).
 
         Raises:
             ProlocError: ``input_ids`` is not two-dimensional, or another argument has a different shape.
@@ -119,22 +136,31 @@ class Partitioner(ABC):
         ids = input_ids.detach().cpu().numpy().astype(np.int64, copy=False)
         real = _flags(valid, "valid", ids.shape, missing=True)
         first = _flags(starts, "starts", ids.shape, missing=False)
-        opens = np.zeros(ids.shape, dtype=bool)
+        opens, leads = np.zeros(ids.shape, dtype=bool), np.zeros(ids.shape, dtype=np.int64)
         for row in range(ids.shape[0]):
             places = np.flatnonzero(real[row])
             if places.size == 0:
                 continue
             cuts = np.flatnonzero(first[row, places])
             for part in np.split(places, cuts[cuts > 0]):
-                opens[row, part] = self._checked(ids[row, part])
-        block_ids = np.maximum(opens.cumsum(axis=1) - 1, 0)
-        return torch.from_numpy(block_ids).to(input_ids.device)
+                opens[row, part], leads[row, part] = self._checked(ids[row, part])
+        block_ids = torch.from_numpy(np.maximum(opens.cumsum(axis=1) - 1, 0))
+        if leads.any():
+            last = np.maximum.accumulate(np.where(opens, np.arange(ids.shape[1]), 0), axis=1)
+            block_ids = with_leads(block_ids, torch.from_numpy(np.take_along_axis(leads, last, axis=1)))
+        return block_ids.to(input_ids.device)
 
-    def _checked(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        opens = self.boundaries(ids)
+    def _checked(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        opens, leads = self.boundaries_and_leads(ids)
+        name = type(self).__name__
         if opens.shape != ids.shape or not opens[0]:
-            raise ProlocError(f"{type(self).__name__}.boundaries must give {ids.shape} values, the first of them True.")
-        return opens
+            raise ProlocError(f"{name}.boundaries must give {ids.shape} values, the first of them True.")
+        if leads.shape != ids.shape or (leads[~opens] != 0).any() or (leads < 0).any():
+            raise ProlocError(f"{name} must give leads >= 0, {ids.shape}, and 0 where no block opens.")
+        homes = np.flatnonzero(opens) - leads[opens]
+        if homes[0] != 0 or (np.diff(homes) < 0).any():
+            raise ProlocError(f"{name} must not move home back, but its blocks are at home from {homes.tolist()} on.")
+        return opens, leads
 
 
 def check_length(name: str, length: int) -> None:

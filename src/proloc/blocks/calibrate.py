@@ -51,6 +51,19 @@ def mean_block_length(partitioner: Partitioner, corpus: Corpus) -> float:
     return _mean(length_distribution(partitioner, corpus))
 
 
+def lead_distribution(partitioner: Partitioner, corpus: Corpus) -> dict[int, float]:
+    """The share of blocks with each lead, summing to 1; the first block of a window, which can have none, is left out.
+
+    Raises:
+        ProlocError: the corpus is empty, or a second block opens nowhere in it.
+    """
+    leads = np.concatenate([_leads(partitioner, window) for window in _windows(corpus)])
+    if leads.size == 0:
+        raise ProlocError("No second block opens within a window of the corpus; give longer windows.")
+    sizes, times = np.unique(leads, return_counts=True)
+    return dict(zip(sizes.tolist(), (times / leads.size).tolist(), strict=True))
+
+
 def token_counts(corpus: Corpus, vocab: int) -> NDArray[np.int64]:
     """How often each token occurs, ``[vocab]``, as ``DriftBlocks.from_embedding`` takes it."""
     counts = np.bincount(np.concatenate(_windows(corpus)), minlength=vocab)
@@ -60,13 +73,17 @@ def token_counts(corpus: Corpus, vocab: int) -> NDArray[np.int64]:
 
 
 def matched_fixed(partitioner: Partitioner, corpus: Corpus) -> FixedBlocks:
-    """Fixed blocks with the mean length of ``partitioner``, to the nearest whole token."""
-    return FixedBlocks(round(mean_block_length(partitioner, corpus)))
+    """Fixed blocks with the mean length and lead of ``partitioner``, to the nearest whole token."""
+    windows = _windows(corpus)
+    length = round(mean_block_length(partitioner, windows))
+    return FixedBlocks(length, lead=min(round(_mean(lead_distribution(partitioner, windows))), length))
 
 
 def matched_random(partitioner: Partitioner, corpus: Corpus, seed: int = 0) -> RandomBlocks:
-    """Random blocks with the length distribution of ``partitioner``."""
-    return RandomBlocks(length_distribution(partitioner, corpus), seed=seed)
+    """Random blocks with the length distribution of ``partitioner``, and that of its leads."""
+    windows = _windows(corpus)
+    lengths, leads = (find(partitioner, windows) for find in (length_distribution, lead_distribution))
+    return RandomBlocks(lengths, seed=seed, leads=leads)
 
 
 def calibrate(partitioner: Kind, corpus: Corpus, mean_length: float, *, tolerance: float = 0.02) -> Kind:
@@ -112,6 +129,11 @@ def calibrate(partitioner: Kind, corpus: Corpus, mean_length: float, *, toleranc
             best, error = middle, abs(found - mean_length)
         low, high = (middle, high) if found < mean_length else (low, middle)
     return partitioner.with_threshold(best)
+
+
+def _leads(partitioner: Partitioner, window: NDArray[np.int64]) -> NDArray[np.int64]:
+    opens, leads = partitioner.boundaries_and_leads(window)
+    return leads[opens][1:]
 
 
 def _mean(distribution: dict[int, float]) -> float:

@@ -1,26 +1,22 @@
 """Change-point blocks: the best cut of a finished text into stretches of sentences that mean the same. Not causal."""
 
-import copy
 import math
-from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proloc.blocks.base import Partitioner, Trace, check_length
+from proloc.blocks.base import Trace
 from proloc.blocks.direction import direction_cost
-from proloc.blocks.embedders import Embedding, of_length_one, saved_embedding, sentence_vectors
+from proloc.blocks.embedders import Embedding
+from proloc.blocks.sentence_cuts import Cost, SentenceCuts
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 from proloc.errors import ProlocError
 
-Cost = Literal["kernel", "direction"]
 
-
-class ChangePointBlocks(Partitioner):
+class ChangePointBlocks(SentenceCuts):
     """Blocks that minimise ``sum of the blocks' costs + penalty * number of boundaries``, over all cuts of the text.
 
     Over the vectors x of a block's n sentences, of length 1, ``cost(block)`` is ``sum_i |x_i - mean|^2`` (the cosine
@@ -48,8 +44,6 @@ class ChangePointBlocks(Partitioner):
 
     kind: ClassVar[str] = "changepoint"
     causal: ClassVar[bool] = False
-    model_attribute: ClassVar[str | None] = "embedding"
-    threshold_range: ClassVar[tuple[float, float] | None] = (0.0, 64.0)
 
     def __init__(
         self,
@@ -63,38 +57,21 @@ class ChangePointBlocks(Partitioner):
         cost: Cost = "kernel",
         centre: Tensor | None = None,
     ) -> None:
-        if cost not in get_args(Cost):
-            raise ProlocError(f"cost must be one of {', '.join(get_args(Cost))}, not {cost!r}.")
-        check_length("min_sentences", min_sentences)
-        check_length("min_sentence", min_sentence)
+        super().__init__(
+            sentence_ends,
+            embedding,
+            penalty=penalty,
+            min_sentences=min_sentences,
+            min_sentence=min_sentence,
+            cost=cost,
+            centre=centre,
+        )
         if num_blocks is not None and (not isinstance(num_blocks, int) or num_blocks < 1):
             raise ProlocError(f"num_blocks must be None or a whole number >= 1, not {num_blocks!r}.")
-        self.sentence_ends = SentenceEnds.read(sentence_ends)
-        self.embedding = embedding
-        self.penalty = _checked_penalty(penalty)
         self.num_blocks = num_blocks
-        self.min_sentences = min_sentences
-        self.min_sentence = min_sentence
-        self.cost = cost
-        self.centre = centre
 
-    def centred(self, corpus: Iterable[NDArray[np.int64]]) -> Self:
-        """The same with the mean of a corpus's sentence vectors as the centre: what all its sentences share tells
-        nothing about where one topic ends.
-
-        Args:
-            corpus: texts of token ids, each ``[seq]``.
-        """
-        other = copy.copy(self)
-        other.centre = None
-        vectors = np.concatenate([other._sentences(ids)[1] for ids in corpus])
-        other.centre = torch.from_numpy(vectors.mean(axis=0))
-        return other
-
-    def with_threshold(self, threshold: float) -> Self:
-        other = copy.copy(self)
-        other.penalty = _checked_penalty(threshold)
-        return other
+    def bounds(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return sentence_bounds(self.sentence_ends, ids, self.min_sentence)
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         bounds, cuts, _ = self._cut(ids)
@@ -116,35 +93,11 @@ class ChangePointBlocks(Partitioner):
         return Trace(scores=scores, threshold=threshold, meaning="cost that a boundary here saves")
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "sentence_ends": self.sentence_ends.settings(),
-            "penalty": self.penalty,
-            "num_blocks": self.num_blocks,
-            "min_sentences": self.min_sentences,
-            "min_sentence": self.min_sentence,
-            "cost": self.cost,
-            **saved_embedding(self.embedding)[0],
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        centre = {} if self.centre is None else {"centre": self.centre}
-        return saved_embedding(self.embedding)[1] | centre
-
-    def _sentences(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Sentence bounds in tokens ``[sentences + 1]``, and vectors ``[sentence, dim]``."""
-        bounds = sentence_bounds(self.sentence_ends, ids, self.min_sentence)
-        vectors = sentence_vectors(self.embedding, ids, bounds)
-        if self.centre is None:
-            return bounds, vectors
-        if self.centre.shape != vectors.shape[1:]:
-            raise ProlocError(
-                f"the centre is {list(self.centre.shape)}; the vectors are of {vectors.shape[1]} numbers."
-            )
-        return bounds, of_length_one(vectors - self.centre.cpu().double().numpy())
+        return {**super().settings(), "num_blocks": self.num_blocks}
 
     def _cut(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int], NDArray[np.float64]]:
         """Sentence bounds in tokens ``[sentences + 1]``, the first sentences of later blocks, and the vectors."""
-        bounds, vectors = self._sentences(ids)
+        bounds, vectors = self.sentences(ids)
         most = len(vectors) // self.min_sentences
         if most < 2 or self.num_blocks == 1:
             return bounds, [], vectors
@@ -166,12 +119,10 @@ class ChangePointBlocks(Partitioner):
     def _gain(self, sums: NDArray[np.float64], left: int, middle: int, right: int) -> float:
         """How much the cost of the sentences from left to right falls when they are cut at the middle."""
 
-        def kept(start: int, stop: int) -> float:
-            part = sums[stop] - sums[start]
-            squared = float(part @ part)
-            return squared / (stop - start) if self.cost == "kernel" else math.sqrt(squared)
-
-        return kept(left, middle) + kept(middle, right) - kept(left, right)
+        stops = np.array([middle, right, right])
+        lengths = stops - np.array([left, middle, left])
+        one, other, whole = self.kept(sums[stops] - sums[stops - lengths], lengths).tolist()
+        return float(one + other - whole)
 
 
 def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
@@ -183,12 +134,6 @@ def sentence_bounds(sentence_ends: SentenceEnds, ids: NDArray[np.int64], shortes
     inner = inner[np.diff([*inner, ids.size]) >= shortest]
     inner = inner[inner >= shortest]
     return np.concatenate([[0], inner, [ids.size]])
-
-
-def _checked_penalty(penalty: float) -> float:
-    if not 0 <= penalty < math.inf:
-        raise ProlocError(f"penalty must be a number >= 0, not {penalty!r}.")
-    return float(penalty)
 
 
 def _ruptures() -> Any:

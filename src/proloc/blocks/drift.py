@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proloc.blocks.base import Partitioner, Trace, check_length, check_lengths
-from proloc.blocks.greedy import open_blocks
+from proloc.blocks.greedy import leads_from, open_blocks
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 from proloc.blocks.token_table import RunningSums, check_finite, checked_table, principal, rarity
 from proloc.errors import ProlocError
@@ -27,6 +27,8 @@ class DriftBlocks(Partitioner):
     the sentence was read, and a boundary before it would tell its first tokens about its last. A block therefore has
     two sentences or more, unless ``max_length`` cuts it.
 
+    With hindsight that sentence leads the new block: it is home to it, and the sentence after it is compared to it.
+
     The table is a copy in float16, never the model's own: fine-tuning the model must not move the blocks, and the
     saved table reloads bit for bit. Sums of float16 values are exact in float64 (steps of 2**-24 in 53 bits: up to
     2**29 tokens of values up to 1), so that no decision depends on what was read before the block.
@@ -38,6 +40,7 @@ class DriftBlocks(Partitioner):
         min_sentence: a shorter sentence ("Yes.", a heading) is judged together with the next one; in tokens.
         min_length: the shortest block; in tokens.
         max_length: a block this long closes even inside a sentence; None = no limit.
+        hindsight: the sentence that drifted is home to the new block too.
 
     Raises:
         ProlocError: a length, id or threshold that cannot be, or an embedding that is not finite in float16.
@@ -57,6 +60,7 @@ class DriftBlocks(Partitioner):
         min_sentence: int = 8,
         min_length: int = 16,
         max_length: int | None = 256,
+        hindsight: bool = False,
     ) -> None:
         check_lengths(min_length, max_length)
         check_length("min_sentence", min_sentence)
@@ -65,6 +69,7 @@ class DriftBlocks(Partitioner):
         self.min_sentence = min_sentence
         self.min_length = min_length
         self.max_length = max_length
+        self.hindsight = hindsight
         self.embedding = checked_table(embedding)
         self._table = self.embedding.double()
 
@@ -91,7 +96,7 @@ class DriftBlocks(Partitioner):
                 None = all tokens count the same.
             smoothing: token probability at which a token counts half. The default told topic changes best on a part of
                 the Choi benchmark (4,096 tokens, PPMI embedding): AUC 0.75, 0.69 at 1e-3, 0.66 without counts.
-            settings: ``threshold``, ``min_sentence``, ``min_length``, ``max_length``.
+            settings: ``threshold``, ``min_sentence``, ``min_length``, ``max_length``, ``hindsight``.
 
         Raises:
             ProlocError: as the class; or ``dim``, ``counts`` or ``smoothing`` cannot be.
@@ -117,6 +122,10 @@ class DriftBlocks(Partitioner):
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         return self._walk(ids)[0]
 
+    def boundaries_and_leads(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        opens, _, evidence = self._walk(ids)
+        return opens, leads_from(opens, evidence)
+
     def trace(self, ids: NDArray[np.int64]) -> Trace:
         return Trace(
             scores=self._walk(ids)[1], threshold=self.threshold, meaning="cosine distance to the block before it"
@@ -129,29 +138,35 @@ class DriftBlocks(Partitioner):
             "min_sentence": self.min_sentence,
             "min_length": self.min_length,
             "max_length": self.max_length,
+            "hindsight": self.hindsight,
         }
 
     def tensors(self) -> dict[str, Tensor]:
         return {"embedding": self.embedding}
 
-    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64], dict[int, int]]:
+        """Where blocks open, the scores, and with hindsight the first token of the sentence that drifted, by block."""
         ends = self.sentence_ends.after(ids)
         sums = RunningSums(self._table, ids, np.flatnonzero(ends) + 1)
         pair = np.empty((2, self._table.shape[1]))  # the block before, and what is compared to it
         judged = 0  # the block's tokens before this one were compared already; they are what the next is compared to
+        evidence: dict[int, int] = {}
 
         def distance(start: int, cut: int) -> float:
             nonlocal judged
-            judged = max(judged, start)
+            first, judged = evidence.get(start, start), max(judged, start)
             if cut - judged < self.min_sentence:
                 return math.nan
             middle = sums.before(judged)
-            np.subtract(middle, sums.before(start), out=pair[0])
+            np.subtract(middle, sums.before(first), out=pair[0])
             np.subtract(sums.before(cut), middle, out=pair[1])
-            judged = cut
-            return _distance(pair) if cut - start >= self.min_length else math.nan
+            sentence, judged = judged, cut
+            far = _distance(pair) if cut - start >= self.min_length else math.nan
+            if self.hindsight and far > self.threshold:
+                evidence[cut] = sentence
+            return far
 
-        return open_blocks(ends, self.max_length, distance, self.threshold)
+        return *open_blocks(ends, self.max_length, distance, self.threshold), evidence
 
 
 def _distance(pair: NDArray[np.float64]) -> float:

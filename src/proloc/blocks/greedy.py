@@ -1,7 +1,7 @@
 """The left-to-right walk that most partitioners share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,32 @@ def open_blocks(
     if max_length is not None:
         _force(opens, start, ends.size, max_length)
     return opens, scores
+
+
+def judged_at(ends: NDArray[np.bool_], shortest: int) -> list[int]:
+    """``[0, ...]``: the tokens after which sentences are judged, a shorter one together with what follows it."""
+    cuts = [0]
+    for cut in (np.flatnonzero(ends) + 1).tolist():
+        if cut - cuts[-1] >= shortest:
+            cuts.append(cut)
+    return cuts
+
+
+def leads_from(opens: NDArray[np.bool_], evidence: Mapping[int, int]) -> NDArray[np.int64]:
+    """The lead of every block: the tokens whose evidence opened it, but none before the home of the block before.
+
+    Args:
+        opens: bool ``[seq]``.
+        evidence: the first token of what opened a block, by the token before which it opened; no lead where it is not.
+
+    Returns:
+        int64 ``[seq]``.
+    """
+    leads, home = np.zeros(opens.shape, dtype=np.int64), 0
+    for cut in np.flatnonzero(opens).tolist():
+        home = max(evidence.get(cut, cut), home)
+        leads[cut] = cut - home
+    return leads
 
 
 def _force(opens: NDArray[np.bool_], start: int, stop: int, max_length: int) -> int:

@@ -1,15 +1,20 @@
 """Random blocks: boundaries that know nothing of the text, with block lengths like those of one that does."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from proloc.blocks.base import Partitioner
+from proloc.blocks.greedy import leads_from
 from proloc.errors import ProlocError
 
 _SEEDS = 2**64
+_OF_LEADS = 0x5851F42D4C957F2D  # makes another draw of the same seed and text
+
+Weighted: TypeAlias = Mapping[int, float] | Sequence[tuple[int, float]]
+"""How often each number occurs, ``{number: weight}`` or ``[[number, weight], ...]``."""
 
 
 class RandomBlocks(Partitioner):
@@ -22,20 +27,21 @@ class RandomBlocks(Partitioner):
     Args:
         lengths: how often each block length occurs, ``{length: weight}`` or ``[[length, weight], ...]``.
         seed: whole number in ``[0, 2**64)``; another seed gives other boundaries of the same lengths.
+        leads: likewise of the leads of blocks but the first, drawn whatever the lengths are; home never moves back, so
+            that a lead that would reach before that of the block before it stops there.
 
     Raises:
-        ProlocError: no lengths, a length < 1, a weight that is negative or not finite, or a seed out of range.
+        ProlocError: no lengths or leads, a length < 1, a lead < 0, a weight that is negative or not finite, or a seed
+            out of range.
 
     Source: ours; the hash is SplitMix64 (Steele, Lea and Flood 2014).
     """
 
     kind: ClassVar[str] = "random"
 
-    def __init__(self, lengths: Mapping[int, float] | Sequence[tuple[int, float]], seed: int = 0) -> None:
-        pairs = lengths.items() if isinstance(lengths, Mapping) else lengths
-        self.lengths = sorted((int(length), float(weight)) for length, weight in pairs if weight != 0)
-        if not self.lengths or self.lengths[0][0] < 1 or not all(0 < weight < np.inf for _, weight in self.lengths):
-            raise ProlocError(f"lengths must give a weight >= 0, not all 0, to block lengths >= 1, not {lengths!r}.")
+    def __init__(self, lengths: Weighted, seed: int = 0, leads: Weighted = ((0, 1.0),)) -> None:
+        self.lengths = _weighted("lengths", "block lengths", lengths, least=1)
+        self.leads = _weighted("leads", "tokens", leads, least=0)
         if not isinstance(seed, int) or not 0 <= seed < _SEEDS:
             raise ProlocError(f"seed must be a whole number in [0, 2**64), not {seed!r}.")
         self.seed = seed
@@ -56,17 +62,38 @@ class RandomBlocks(Partitioner):
             start += size
         return opens
 
-    def settings(self) -> dict[str, Any]:
-        return {"lengths": [list(pair) for pair in self.lengths], "seed": self.seed}
+    def boundaries_and_leads(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        opens = self.boundaries(ids)
+        sizes, weights = (np.array(part) for part in zip(*self.leads, strict=True))
+        share = weights.cumsum() / weights.sum()
+        chosen = sizes[np.searchsorted(share[:-1], self._draws(ids, _OF_LEADS), side="right")]
+        # A lead is drawn from what stands before its block.
+        cuts = np.flatnonzero(opens)
+        return opens, leads_from(opens, {int(cut): int(cut - chosen[cut - 1]) for cut in cuts[1:]})
 
-    def _draws(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Uniform numbers in [0, 1), ``[seq]``; the one at t is a hash of the seed and tokens 0 to t."""
+    def settings(self) -> dict[str, Any]:
+        return {
+            "lengths": [list(pair) for pair in self.lengths],
+            "seed": self.seed,
+            "leads": [list(pair) for pair in self.leads],
+        }
+
+    def _draws(self, ids: NDArray[np.int64], stream: int = 0) -> NDArray[np.float64]:
+        """Uniform numbers in [0, 1), ``[seq]``; the one at t is a hash of seed, stream and tokens 0 to t."""
         places = np.arange(1, ids.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         history = np.cumsum(_mix(ids.astype(np.uint64) + _mix(places)), dtype=np.uint64)
-        bits = _mix(history ^ _mix(np.array([self.seed], dtype=np.uint64)))
+        bits = _mix(history ^ _mix(np.array([self.seed ^ stream], dtype=np.uint64)))
         draws = (bits >> np.uint64(11)).astype(np.float64)
         draws *= 2.0**-53
         return draws
+
+
+def _weighted(name: str, what: str, given: Weighted, *, least: int) -> list[tuple[int, float]]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    found = sorted((int(number), float(weight)) for number, weight in pairs if weight != 0)
+    if not found or found[0][0] < least or not all(0 < weight < np.inf for _, weight in found):
+        raise ProlocError(f"{name} must give a weight >= 0, not all 0, to {what} >= {least}, not {given!r}.")
+    return found
 
 
 def _closing_chances(lengths: list[tuple[int, float]]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proloc.blocks.base import Partitioner, Trace, check_length, check_lengths
-from proloc.blocks.greedy import open_blocks
+from proloc.blocks.greedy import judged_at, leads_from, open_blocks
 from proloc.blocks.sentence_ends import EndsSource, SentenceEnds
 from proloc.errors import ProlocError
 
@@ -26,7 +26,7 @@ class RecruitmentBlocks(Partitioner):
     the bits that one more model costs.
 
     The sentence that recruits stays in the old block, since it was read by then; its words start the new block's model,
-    so that the sentence after it is already judged by the new topic.
+    so that the sentence after it is already judged by the new topic. With hindsight it leads the new block.
 
     Args:
         sentence_ends: as for ``SentenceBlocks``.
@@ -37,6 +37,7 @@ class RecruitmentBlocks(Partitioner):
         min_sentence: a shorter sentence is judged together with the next one; in tokens.
         min_length: the shortest block; in tokens.
         max_length: a block this long closes anyway, and the model goes on; None = no limit.
+        hindsight: the sentence that recruits is home to the new block too.
 
     Raises:
         ProlocError: a length, cost, prior or background that cannot be.
@@ -58,6 +59,7 @@ class RecruitmentBlocks(Partitioner):
         min_sentence: int = 8,
         min_length: int = 16,
         max_length: int | None = 256,
+        hindsight: bool = False,
     ) -> None:
         check_lengths(min_length, max_length)
         check_length("min_sentence", min_sentence)
@@ -70,6 +72,7 @@ class RecruitmentBlocks(Partitioner):
         self.min_sentence = min_sentence
         self.min_length = min_length
         self.max_length = max_length
+        self.hindsight = hindsight
         seen = self.background.numpy() + 1.0
         self._pseudo = self.prior * seen / seen.sum()
 
@@ -80,6 +83,10 @@ class RecruitmentBlocks(Partitioner):
 
     def boundaries(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         return self._walk(ids)[0]
+
+    def boundaries_and_leads(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        opens, _, evidence = self._walk(ids)
+        return opens, leads_from(opens, evidence if self.hindsight else {})
 
     def trace(self, ids: NDArray[np.int64]) -> Trace:
         return Trace(scores=self._walk(ids)[1], threshold=self.cost, meaning="bits that a new block saves")
@@ -92,22 +99,25 @@ class RecruitmentBlocks(Partitioner):
             "min_sentence": self.min_sentence,
             "min_length": self.min_length,
             "max_length": self.max_length,
+            "hindsight": self.hindsight,
         }
 
     def tensors(self) -> dict[str, Tensor]:
         return {"background": self.background}
 
-    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def _walk(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64], dict[int, int]]:
+        """Where blocks open, the scores, and the first token of the sentence that recruited, by block."""
         if ids.max() >= self._pseudo.size:
             raise ProlocError(
                 f"Token id {int(ids.max())} is outside the recruitment blocks' background of {self._pseudo.size} "
                 "tokens; build the blocks from counts of the vocabulary that writes these tokens."
             )
         ends = self.sentence_ends.after(ids)
-        cuts = self._judged_at(ends)
+        cuts = judged_at(ends, self.min_sentence)
         pieces = _Pieces(ids, cuts, self._pseudo)
         counts = np.zeros(self._pseudo.size)
         first, piece = 0, 0  # the model has seen the tokens from first to the start of the piece
+        evidence: dict[int, int] = {}
 
         def saved(start: int, cut: int) -> float:
             nonlocal first, piece
@@ -122,21 +132,13 @@ class RecruitmentBlocks(Partitioner):
             enough = cut - start >= self.min_length
             if enough and bits > self.cost:
                 counts[ids[first:judged]] = 0.0
-                first = judged
+                first = evidence[cut] = judged
                 seen.fill(0.0)
             # Of a token that occurs twice in the piece, the last assignment stands, and it has the larger number.
             counts[tokens] = seen + pieces.so_far[judged:cut]
             return bits if enough else math.nan
 
-        return open_blocks(ends, self.max_length, saved, self.cost)
-
-    def _judged_at(self, ends: NDArray[np.bool_]) -> list[int]:
-        """Where pieces end that are judged: sentences, the short ones with what follows them; the first is 0."""
-        cuts = [0]
-        for cut in (np.flatnonzero(ends) + 1).tolist():
-            if cut - cuts[-1] >= self.min_sentence:
-                cuts.append(cut)
-        return cuts
+        return *open_blocks(ends, self.max_length, saved, self.cost), evidence
 
 
 class _Pieces:

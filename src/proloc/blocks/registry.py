@@ -11,6 +11,7 @@ from proloc.blocks.delimiter import DelimiterBlocks
 from proloc.blocks.drift import DriftBlocks
 from proloc.blocks.fixed import FixedBlocks
 from proloc.blocks.given import GivenBlocks
+from proloc.blocks.online import OnlineBlocks
 from proloc.blocks.random import RandomBlocks
 from proloc.blocks.recruitment import RecruitmentBlocks
 from proloc.blocks.sentence import SentenceBlocks
@@ -27,6 +28,7 @@ _CAUSAL: tuple[type[Partitioner], ...] = (
     DriftBlocks,
     RecruitmentBlocks,
     SurpriseBlocks,
+    OnlineBlocks,
 )
 _EXPLAINING: tuple[type[Partitioner], ...] = (ChangePointBlocks, TilingBlocks)
 

@@ -42,14 +42,19 @@ def future(subject: Subject) -> Outcome:
 
 @_one_thread()
 def other_blocks(subject: Subject) -> Outcome:
-    """All layers hard, dial 1: a changed token moves no logit outside its own block, or, with a halo, out of reach."""
+    """All layers hard, dial 1: a changed token moves no logit outside its own block, or, with a halo or a block's lead,
+    out of reach."""
     block_ids = subject.blocks(subject.ids)
-    reach = subject.halo * subject.num_layers  # every layer carries it over one halo more
+    nothing = torch.zeros_like(block_ids, dtype=torch.bool)
+    reads = subject.oracle.near(block_ids, nothing).tril()
     errors = []
     for place in {subject.sinks, subject.length // 2}:
         changed = subject.changed([place])
-        later = block_ids - block_ids[:, place : place + 1]
-        own, away = later == 0, (later < 0) | (later > reach)
+        own, reached = block_ids == block_ids[:, place : place + 1], nothing.clone()
+        reached[:, place] = True
+        for _ in range(subject.num_layers):  # each carries it to all that read what was reached
+            reached = (reads & reached[:, None, :]).any(dim=2)
+        away = ~reached
         for attention in ("auto", "reference"):
             twin = subject.twin(HARD, attention)
             before, after = (subject.logits(twin, 1.0, ids, block_ids=block_ids) for ids in (subject.ids, changed))

@@ -54,7 +54,13 @@ class Oracle:
         edges = torch.zeros_like(block_ids)
         edges[:, 1:] = block_ids[:, 1:] != block_ids[:, :-1]
         between = (edges.cumsum(1)[:, :, None] - edges.cumsum(1)[:, None, :]).abs()  # edges between query and key
-        return (block_ids[:, :, None] == block_ids[:, None, :]) | (between <= self.halo) | sinks[:, None, :]
+        near = (block_ids[:, :, None] == block_ids[:, None, :]) | (between <= self.halo) | sinks[:, None, :]
+        for row, first in edges.nonzero().tolist():
+            if (lead := int(block_ids[row, first]) >> 32) > 0:
+                readers = between[row, :, first] <= self.halo
+                readers[:first] = False
+                near[row, readers, first - lead : first] = True
+        return near
 
     @contextmanager
     def _dialled(self, away: Tensor, retains: Sequence[float]) -> Iterator[None]:

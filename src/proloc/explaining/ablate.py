@@ -23,6 +23,7 @@ from proloc.errors import ProlocError
 from proloc.explaining.passage import Passage
 from proloc.hf import cutting, find_state
 from proloc.hf.prefix import can_leave_out, full_cache, last_logits, repeat_prefix
+from proloc.locality import home_starts, leads_of, with_leads
 
 How = Literal["cut", "removed"]
 Flags = NDArray[np.bool_]
@@ -153,7 +154,8 @@ class Ablator:
         lengths = stays.sum(dim=1)
         longest = int(lengths.max())
         order = (~stays).int().argsort(dim=1, stable=True)[:, :longest]
-        ids, blocks = (part[: passage.read][order] for part in (passage.ids, passage.block_ids))
+        ids, blocks = passage.ids[: passage.read][order], _remaining(passage.block_ids[: passage.read], stays)
+        blocks = blocks.gather(1, order)
         filling = torch.arange(longest) >= lengths[:, None]
         blocks = torch.where(filling, blocks.gather(1, lengths[:, None] - 1), blocks)
         needed = longest - int(lengths.min()) + passage.num_targets
@@ -181,6 +183,14 @@ class Ablator:
         targets = self._passage.ids[self._passage.start : self._passage.end].to(logits.device)
         found = torch.log_softmax(logits.double(), dim=-1).gather(2, targets.expand(len(logits), -1)[..., None])
         return found[..., 0].cpu()
+
+
+def _remaining(block_ids: Tensor, stays: Tensor) -> Tensor:
+    """The blocks ``[row, text]`` of a text ``[text]`` whose leads count only what stays of it, ``[row, text]``."""
+    leads = leads_of(block_ids)
+    home = home_starts(block_ids[None], 0)[0]
+    before = torch.nn.functional.pad(stays.cumsum(dim=1), (1, 0))
+    return with_leads(block_ids, before[:, home + leads] - before[:, home] - leads)
 
 
 def draw_kept(num_ablations: int, num_sources: int, seed: int | Sequence[int], keep: float = 0.5) -> Flags:

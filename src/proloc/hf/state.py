@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from proloc.attention import Attention, Choice, Keys, Requested, check_requested
 from proloc.blocks import Partitioner
 from proloc.errors import ProlocError
-from proloc.locality import Layout, check_halo, mark_sinks, retained
+from proloc.locality import Layout, check_halo, check_leads, mark_sinks, retained
 from proloc.metrics import AttentionStatistics, measure
 from proloc.penalty import Quantity
 from proloc.schedule import Schedule
@@ -205,6 +205,7 @@ class LocalityState:
             if input_ids is None:
                 raise ProlocError("with inputs_embeds the blocks cannot be computed; pass block_ids [batch, seq].")
             block_ids = self.blocks(input_ids, valid, starts)
+        check_leads(block_ids)
         if valid is None:
             valid = torch.ones_like(block_ids, dtype=torch.bool)
         return Layout(block_ids, mark_sinks(self.sinks, valid, starts), self.halo)

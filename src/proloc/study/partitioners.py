@@ -12,13 +12,11 @@ from proloc.blocks import (
     DriftBlocks,
     FixedBlocks,
     Partitioner,
-    RandomBlocks,
     RecruitmentBlocks,
     SentenceBlocks,
     Surprisal,
     SurpriseBlocks,
     calibrate,
-    length_distribution,
     matched_fixed,
     matched_random,
     token_counts,
@@ -64,8 +62,7 @@ def fit(config: StudyConfig, material: Material) -> dict[str, Partitioner]:
         "random": matched_random(firm["semantic"], material.lengths),
     }
     like = {name: firm[section.like or "semantic"] for name, section in build.items() if section.kind == "random"}
-    chance = {name: RandomBlocks(length_distribution(other, material.lengths)) for name, other in like.items()}
-    return firm | chance
+    return firm | {name: matched_random(other, material.lengths) for name, other in like.items()}
 
 
 def _build(section: BlocksSection, mean_length: float | None, material: Material) -> Partitioner:

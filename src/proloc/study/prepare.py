@@ -60,7 +60,7 @@ class Prepared:
             return self.decided[name]
         partitioner = self.partitioners[name]
         if isinstance(partitioner, RandomBlocks) and name not in ROLES:
-            partitioner = RandomBlocks(partitioner.lengths, seed=seed)
+            partitioner = RandomBlocks(partitioner.lengths, seed=seed, leads=partitioner.leads)
         return self._blocks(partitioner)
 
     def decide(self) -> "Prepared":
