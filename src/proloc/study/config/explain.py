@@ -28,8 +28,8 @@ class ExplainSection(Section):
     fitted: int = Field(default=32, ge=8)
     """Other ablations that the linear surrogate and the weights of heads are fitted to."""
     how: Literal["cut", "removed"] = "cut"
-    """"cut" takes the edges to a block's tokens out of attention, "removed" its tokens out of the text, which moves later
-    ones to other positions: models that learned absolute positions answer to that more than to the block."""
+    """"cut" takes the edges to a block's tokens out of attention, "removed" its tokens out of the text, which moves
+    later ones to other positions: models that learned absolute positions answer to that more than to the block."""
     erasure: bool = True
     """Also measure top-1 drop, comprehensiveness and sufficiency."""
 
