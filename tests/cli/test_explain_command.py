@@ -5,14 +5,23 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
+from result_files import make_study
 from test_blocks_command import Page
 
 from proloc.cli import main
+from proloc.errors import ProlocError
 from proloc.explaining.explain import explain
 from proloc.explaining.questions import make_question
 from proloc.explaining.record import Explanation
+from proloc.explaining.subject import _written_pieces
+from proloc.hf.models import load_tokenizer
 from proloc.report.explanation_page import explanation_page
+from proloc.study.config import load_config
+from proloc.study.plan import check, comparable
+from proloc.study.results import save_record
+from proloc.study.text import digest, read_text
 
 TEXT = (
     "The will is a relation between the mind and its ideas. The old man walked slowly to the house. "
@@ -74,6 +83,49 @@ def test_a_continuation_is_explained_as_the_model_writes_it(capsys) -> None:
     assert capsys.readouterr().out.strip() == ("".join(found.tokens)).strip()
 
 
+@pytest.mark.parametrize("target", ["😀", "漢字", "é̂", "שלום"])
+def test_a_target_is_explained_to_the_last_token_of_its_last_character(target) -> None:
+    text = f"Start it now and go. It rained all day long here. Then came {target}"
+    found = explain("builtin", text, target=target, ablations=8)
+    assert found.target.end == len(found.tokens)
+    assert found.target.text.strip() == target
+
+
+def test_characters_of_many_tokens_are_whole_in_what_the_model_wrote() -> None:
+    tokenizer = load_tokenizer("builtin")
+    written = torch.tensor(tokenizer(" 😀 é漢 x")["input_ids"])
+    assert "".join(_written_pieces(tokenizer, written)) == tokenizer.decode(written)
+
+
+def test_an_unmodified_model_is_explained_at_dial_0() -> None:
+    assert explain("builtin", TEXT, ablations=8).dial == 0.0
+    assert explain("builtin", TEXT, schedule="quintic", ablations=8).dial == 1.0
+
+
+def test_no_text_gives_orders_to_the_terminal(capsys) -> None:
+    title, red = "\x1b]0;PWNED\x1b\\", "\x1b[31m"
+    hostile = f"Start it now then. {title}{red}The number is seven two. It rained long. The number is {red}"
+    assert main(["explain", "builtin", hostile, "--target", red]) == 0
+    assert "\x1b]0;" not in capsys.readouterr().out
+
+
+def test_layers_are_those_that_were_asked_for_whatever_holds_them() -> None:
+    assert explain("builtin", TEXT, layers=iter([4, 3]), ablations=8).layers == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"how": "burnt"}, "cannot be 'burnt'"), ({"seed": -1}, "seed is -1")]
+)
+def test_settings_that_cannot_be_are_refused_before_work_starts(setting, message) -> None:
+    with pytest.raises(ProlocError, match=message):
+        explain("builtin", TEXT, **setting)
+
+
+def test_heads_wants_a_window(capsys) -> None:
+    assert main(["heads", "builtin", "--layer", "0", "--head", "0", "--windows", "0"]) == 2
+    assert "windows is 0; look at 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("blocks", ["re:The |She ", [56, 95, 137], "tiling", "fixed"])
 def test_blocks_may_be_given_or_read_the_whole_text(blocks) -> None:
     found = explain("builtin", TEXT * 3, blocks=blocks, ablations=8)
@@ -94,6 +146,7 @@ def test_blocks_may_be_given_or_read_the_whole_text(blocks) -> None:
         ([TEXT, "--layers", "6-9"], "no layer 8; the model has layers 0 to 7"),
         ([TEXT, "--generate", "4000"], "made for"),
         (["", "--blocks", "fixed"], "the text is empty"),
+        (["The sky is \udcff blue. It was", "--blocks", "fixed"], "not valid UTF-8"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(arguments, message, capsys) -> None:
@@ -183,3 +236,29 @@ def test_a_study_that_cannot_be_explained_is_refused_before_it_starts(study: Pat
     error = capsys.readouterr().err
     assert "held-out windows have 4 blocks before their last 8 tokens, and 3 passages are asked for" in error
     assert not (tmp_path / "out" / "study.json").exists()
+
+
+def test_a_study_does_not_mix_explained_texts(study: Path, tmp_path, capsys) -> None:
+    text = study.read_text().replace("context = 48", "context = 64")
+    text = text.replace('kind = "sentence"', 'kind = "fixed"\nmean_length = 12') + EXPLAIN
+    study.write_text(text.replace("questions = 3", 'questions = 0\ntext_passages = 2\ntexts = { other = "other.txt" }'))
+    other, out = study.parent / "other.txt", ["--out", str(tmp_path / "out"), "--workers", "1"]
+
+    def refused() -> str:
+        assert main(["study", str(study), *out]) == 2
+        return capsys.readouterr().err
+
+    assert "other.txt" in refused()
+    other.write_text(" ")
+    assert "explain.texts.other is empty" in refused()
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+    other.write_bytes((study.parent / "text.txt").read_bytes())
+    assert "explain.texts.other is the study's own text" in refused()
+    other.write_text("Some words stand here. " * 200)
+    config = load_config(study)
+    known = {"sha256": digest(read_text(config.text)), "explained": {"other": digest(other.read_text())}}
+    record = make_study().model_copy(update={"config": comparable(config), "text": known})
+    save_record(tmp_path / "out" / "study.json", record)
+    check(config, tmp_path / "out")
+    other.write_text("Other words stand here. " * 200)
+    assert "different: the content of a text" in refused()

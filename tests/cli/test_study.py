@@ -169,7 +169,7 @@ def test_more_seeds_and_conditions_are_welcome_and_reported(study, tmp_path):
         ("[text]", "sinks = 3\n[text]", "different: sinks"),
         ("[text]", "halo = 1\n[text]", "different: halo"),
         ('"quintic"]', '{name = "quintic", schedule = {kind = "polynomial", beta = 4}}]', "conditions.quintic"),
-        (None, None, "the content of the text"),
+        (None, None, "the content of a text"),
     ],
 )
 def test_results_of_another_configuration_or_text_are_never_mixed(study, tmp_path, words, capsys, old, new, message):

@@ -13,6 +13,7 @@ from proloc.explaining.measures import BINS, bins, comprehensiveness, lds, preci
 from proloc.explaining.passage import Passage, count_units
 from proloc.explaining.readout import read_out
 from proloc.explaining.surrogate import Example, baselines, headed, lasso, learn_heads, logit
+from proloc.hf.prefix import can_leave_out
 from proloc.locality import with_leads
 from proloc.schedule import Explicit, Uniform
 
@@ -147,12 +148,12 @@ def test_erasure_shares_are_rounded_up_to_whole_blocks():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("how", ["cut", "removed"])
-@pytest.mark.parametrize(("target", "halo"), [(1, 0), (3, 0), (2, 1)])
+@pytest.mark.parametrize(("target", "halo", "sinks"), [(1, 0, 2), (3, 0, 2), (2, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("lead", [0, 3])
-def test_ablations_with_a_shared_prefix_equal_whole_passes(family, how, target, halo, lead):
+def test_ablations_with_a_shared_prefix_equal_whole_passes(family, how, target, halo, sinks, lead):
     """The oracle runs every ablation alone from the first token: written out, without cache, on the reference path."""
     model = proloc.localize(tiny_model(family), Explicit([0.0, 0.4, 1.0]), proloc.FixedBlocks(8), sinks=2, halo=halo)
-    passage = a_passage(target=target, sinks=2)
+    passage = a_passage(target=target, sinks=sinks)
     led = with_leads(passage.units, torch.where(passage.units > 0, lead, 0))
     passage = Passage(**{**vars_of(passage), "block_ids": led})
     kept = draw_kept(20, len(passage.sources), 0)
@@ -254,12 +255,26 @@ def test_sources_need_not_be_the_blocks_of_the_model():
     assert Ablator(localised(), other).leave_one_out()[asked] > 3
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("attention_chunk_size", 16), ("attn_temperature_tuning", True), ("layer_types", ["chunked_attention"] * 3)],
+)
+def test_tokens_are_left_out_only_where_no_layer_counts_them(setting, value):
+    model = proloc.localize(tiny_model(), Uniform(value=1.0), proloc.FixedBlocks(8), sinks=1)
+    assert can_leave_out(model, 1)
+    assert not can_leave_out(model, 0), "another token would become a sink"
+    setattr(model.config, setting, value)
+    assert not can_leave_out(model, 1)
+
+
 def test_what_cannot_be_is_refused():
     model, passage = localised(), induction_passage(0)[0]
     with pytest.raises(proloc.ProlocError, match="cannot be 'burnt'; choose one of cut, removed"):
         Ablator(model, passage, "burnt")
     with pytest.raises(proloc.ProlocError, match="no layer 2; the model has layers 0 to 1"):
         Ablator(model, passage, layers=[1, 2])
+    with pytest.raises(proloc.ProlocError, match="no layers to cut edges in"):
+        Ablator(model, passage, layers=[])
     with pytest.raises(proloc.ProlocError, match="removed from the text and so from all layers"):
         Ablator(model, passage, "removed", layers=[1])
     with pytest.raises(proloc.ProlocError, match="the target is tokens 0 to 3"):

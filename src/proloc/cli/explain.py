@@ -33,9 +33,9 @@ def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _layers(given: str) -> list[int]:
-    first, _, last = given.partition("-")
+    first, dash, last = given.partition("-")
     try:
-        found = list(range(int(first), int(last or first) + 1))
+        found = list(range(int(first), int(last if dash else first) + 1))
     except ValueError:
         found = []
     if not found:

@@ -54,6 +54,10 @@ def text_of(text_or_file: str) -> str:
     from proloc.text import read_file
 
     try:
+        text_or_file.encode()
+    except UnicodeEncodeError as error:
+        raise ProlocError("the text is not valid UTF-8; pass it in a UTF-8 file.") from error
+    try:
         is_file = Path(text_or_file).is_file()
     except (OSError, ValueError):  # a text too long, or with a NUL in it, is no name of a file
         is_file = False

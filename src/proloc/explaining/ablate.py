@@ -77,7 +77,9 @@ class Ablator:
             )
         self._model, self._passage, self._how, self._progress = model, passage, how, progress
         self._layers = None if layers is None else sorted(set(layers))
-        self._shortens = how == "removed" or (layers is None and can_leave_out(model))
+        if self._layers == []:
+            raise ProlocError("there are no layers to cut edges in; name some, or None for all.")
+        self._shortens = how == "removed" or (layers is None and can_leave_out(model, passage.num_sinks))
         self._known: dict[bytes, float] = {}
         self._cache = full_cache()
         find_state(model)

@@ -1,8 +1,8 @@
 """``proloc.explain``: which blocks a prediction came from, by attention and by intervention, and how far they agree."""
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -65,6 +65,11 @@ def explain(
     """
     if ablations < 8:
         raise ProlocError(f"ablations is {ablations}; a rank correlation needs 8 or more.")
+    if how not in get_args(How):
+        raise ProlocError(f"blocks cannot be {how!r}; choose one of {', '.join(get_args(How))}.")
+    if seed < 0:
+        raise ProlocError(f"the seed is {seed}; give a whole number, 0 or more.")
+    layers = None if layers is None else sorted(set(layers))
     if isinstance(model, str):
         name, tokenizer = model, load_tokenizer(model)
         model = load_localised(name, tokenizer, schedule)
@@ -87,7 +92,7 @@ def explain(
 def explain_subject(
     subject: Subject,
     *,
-    layers: Iterable[int] | None,
+    layers: Sequence[int] | None,
     how: How,
     ablations: int,
     seed: int,
@@ -123,7 +128,7 @@ def explain_subject(
         retain=state.retain.tolist(),
         dial=state.dial,
         num_sinks=passage.num_sinks,
-        layers=None if layers is None else sorted(set(layers)),
+        layers=None if layers is None else list(layers),
         blocks=subject.partitioner.kind,
         causal=subject.partitioner.causal,
         tokens=subject.tokens,

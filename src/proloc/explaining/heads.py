@@ -171,6 +171,8 @@ def view_head(
     Raises:
         ProlocError: no such model, layer or head, or a text that is too short.
     """
+    if max_windows < 1:
+        raise ProlocError(f"windows is {max_windows}; look at 1 or more.")
     name = model if isinstance(model, str) else model.name_or_path
     if isinstance(model, str):
         tokenizer = load_tokenizer(model)

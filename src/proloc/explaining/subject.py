@@ -13,13 +13,14 @@ from transformers import AutoConfig, PreTrainedModel
 from proloc.blocks import GivenBlocks, Partitioner, SentenceBlocks, blocks_from_offsets, blocks_from_regex
 from proloc.errors import ProlocError
 from proloc.explaining.passage import Passage, count_units
-from proloc.hf import find_state, from_pretrained, localize
+from proloc.hf import find_state, from_pretrained, localize, set_dial
 from proloc.hf.models import load_model
 from proloc.marking import KINDS, pieces
 from proloc.model_store import resolve
 from proloc.schedule import Polynomial, Reversed, Schedule, Step, Uniform
 
 PATTERN = "re:"
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a tokenizer shows a character whose last token is still to come
 Blocks = str | Sequence[int] | Partitioner
 
 
@@ -75,11 +76,13 @@ def load_localised(name: str, tokenizer: Any, schedule: str | None = None) -> Pr
     model = from_pretrained(resolve(name)) if saved else load_model(name)
     if schedule is not None or not saved:
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        chosen = named_schedule(schedule or "distributed", layers)
+        chosen = named_schedule("distributed" if schedule is None else schedule, layers)
         state = find_state(model) if saved else None
         blocks: Partitioner = SentenceBlocks(tokenizer) if state is None else state.blocks
         sinks, halo = (1, 0) if state is None else (state.sinks, state.halo)
         model = localize(model, chosen, blocks, sinks=sinks, halo=halo)
+        if schedule is None:
+            set_dial(model, 0.0)  # the unmodified model
     return model.eval()
 
 
@@ -197,7 +200,11 @@ def _continue(model: PreTrainedModel, ids: Tensor, block_ids: Tensor | None, tok
 
 
 def _written_pieces(tokenizer: Any, written: Tensor) -> list[str]:
+    """What each token adds to the text; the last token of a character adds it."""
     whole = [tokenizer.decode(written[:end]) for end in range(len(written) + 1)]
+    for end in range(1, len(written)):
+        if whole[end].endswith(UNFINISHED) or not whole[end].startswith(whole[end - 1]):
+            whole[end] = whole[end - 1]
     return [after[len(before) :] for before, after in itertools.pairwise(whole)]
 
 
@@ -212,6 +219,8 @@ def _span(text: str, target: str, shown: list[str]) -> tuple[int, int]:
     last = first + len(target.strip())
     ends = np.cumsum([len(piece) for piece in shown])
     start, end = int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left")) + 1
+    while end < len(shown) and not shown[end]:  # the rest of a character that takes several tokens
+        end += 1
     if start < 1:
         raise ProlocError(f"the target {target!r} begins the text; nothing comes before it that could explain it.")
     return start, end

@@ -7,6 +7,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from proloc.hf.state import find_state
 
+# Settings of layers to which the number of tokens matters, and not their positions alone.
+COUNTING = ("sliding_window", "attention_chunk_size", "attn_temperature_tuning")
+
 
 def full_cache() -> DynamicCache:
     """A cache whose layers keep every key, also where a window hides old ones: it can be cropped anywhere."""
@@ -30,14 +33,20 @@ def repeat_prefix(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
     return repeated
 
 
-def can_leave_out(model: PreTrainedModel) -> bool:
+def can_leave_out(model: PreTrainedModel, num_sinks: int) -> bool:
     """Whether leaving out tokens that nobody reads changes nothing, as long as all others keep their positions.
 
-    So it is where positions can be given and no layer counts keys: a window or a halo would reach further back.
+    So it is where positions can be given and nothing counts tokens: no window, chunk, halo, temperature that grows with
+    the text, or sink beyond those that are never left out.
+
+    Args:
+        model: a localised model.
+        num_sinks: first tokens that are never left out.
     """
-    config = model.config.get_text_config(decoder=True)
-    counts = getattr(config, "sliding_window", None) is not None or find_state(model).halo > 0
-    return "position_ids" in inspect.signature(model.forward).parameters and not counts
+    config, state = model.config.get_text_config(decoder=True), find_state(model)
+    counts = any(getattr(config, name, None) for name in COUNTING) or state.halo > 0 or state.sinks > num_sinks
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return "position_ids" in inspect.signature(model.forward).parameters and not counts and not others
 
 
 def last_logits(model: PreTrainedModel, last: int, **inputs: object) -> Tensor:

@@ -18,7 +18,7 @@ def print_explanation(found: Explanation, console: Console) -> None:
     """The text, what every block gave, and how far each method can be believed."""
     console.print(_text(found))
     console.print()
-    console.print(Text(headline(found), style="bold"))
+    console.print(Text(_safe(headline(found)), style="bold"))
     console.print(_sources(found))
     console.print(Text(flow_sentence(found)))
     console.print()

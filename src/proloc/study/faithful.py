@@ -88,7 +88,7 @@ def check_explain(config: StudyConfig, prepared: Prepared, tokenizer: Any, max_c
     reading = Reading(
         blocks=semantic.partitioner,
         held_out=semantic.held_out,
-        num_sinks=config.sinks,
+        num_sinks=config.most_sinks(),
         target_tokens=config.explain.target_tokens,
     )
     probes = make_probes(prepared, config.explain, tokenizer, reading)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from proloc.errors import ProlocError
 from proloc.study.config import REFERENCE, SECTIONS, Condition, StudyConfig
 from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
-from proloc.study.text import digest, read_text
+from proloc.study.text import digest, read_explained, read_text
 
 if TYPE_CHECKING:  # importing it for real would import torch
     from proloc.hf.models import ModelFacts
@@ -33,8 +33,11 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
     from proloc.study.windows import sink_token_of
 
     text_sha256 = digest(read_text(config.text))
+    explained = {name: digest(text) for name, text in read_explained(config.explain).items()}
+    if same := [name for name, sha256 in explained.items() if sha256 == text_sha256]:
+        raise ProlocError(f"explain.texts.{same[0]} is the study's own text, which it is tuned on; give another one.")
     if (folder / "study.json").is_file():
-        _check_same_study(config, load_study(folder)[0], text_sha256, folder)
+        _check_same_study(config, load_study(folder)[0], {"sha256": text_sha256, "explained": explained}, folder)
     facts = model_facts(config.model)
     longest = config.training.context + int(any(config.of(each).sink_token for each in config.conditions))
     if facts.max_context is not None and longest > facts.max_context:
@@ -78,14 +81,18 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
     return flat | {f"conditions.{each.name}": each.model_dump(mode="json") for each in config.conditions}
 
 
-def _check_same_study(config: StudyConfig, found: StudyRecord, text_sha256: str, folder: Path) -> None:
-    """Results of another configuration or text are never mixed in; more seeds or conditions are welcome."""
+def _check_same_study(config: StudyConfig, found: StudyRecord, texts: dict[str, Any], folder: Path) -> None:
+    """Results of another configuration or text are never mixed in; more seeds or conditions are welcome.
+
+    Args:
+        texts: fingerprints by the keys that ``found.text`` has for them; older files lack some.
+    """
     ours, theirs = comparable(config), found.config
     keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("conditions.")} - FREE_KEYS
     shared = {key for key in ours.keys() & theirs.keys() if key.startswith("conditions.")}
     changed = sorted(key for key in keys | shared if ours.get(key) != _with_defaults(key, theirs))
-    if not changed and found.text.get("sha256", text_sha256) != text_sha256:
-        changed = ["the content of the text"]
+    if not changed and any(found.text.get(key, ours) != ours for key, ours in texts.items()):
+        changed = ["the content of a text"]
     if changed:
         raise ProlocError(
             f"{folder} holds results of another configuration (different: {', '.join(changed)}); "

@@ -19,8 +19,7 @@ from proloc.hf.models import load_tokenizer
 from proloc.study.config import ROLES, StudyConfig
 from proloc.study.partitioners import Material, fit
 from proloc.study.results import PREPARED_FILE
-from proloc.study.text import digest, read_text
-from proloc.text import read_file
+from proloc.study.text import digest, read_explained, read_text
 
 SPARE = 4  # windows of other texts for every passage wanted
 
@@ -109,10 +108,10 @@ def _passages(config: StudyConfig, tokenizer: Any) -> dict[str, Tensor]:
     if config.explain is None:
         return {}
     context, found = config.training.context, {}
-    for name, file in config.explain.texts.items():
-        windows = _windows(_tokens(read_file(Path(file)), tokenizer), context)
+    for name, text in read_explained(config.explain).items():
+        windows = _windows(_tokens(text, tokenizer), context)
         if not len(windows):
-            raise ProlocError(f"explain.texts.{name} is shorter than one window of {context} tokens: {file}.")
+            raise ProlocError(f"explain.texts.{name} is shorter than one window of {context} tokens.")
         found[name] = torch.from_numpy(_spread(windows, SPARE * config.explain.text_passages))
     return found
 

@@ -60,6 +60,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
     started = datetime.now(UTC)
     teaches = condition.name == REFERENCE and bool(config.taught_by_reference())
     every_step = bool(config.budgeted())
+    num_sinks = config.most_sinks()  # the same sources for all conditions, with no condition's sinks among them
     study, config = config.of(STANDARD_CONDITIONS[REFERENCE]), config.of(condition)
     prepared = load_prepared(folder)
     blocks = prepared.blocks(condition.blocks, seed)
@@ -99,7 +100,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
         reading = Reading(
             blocks=blocks.partitioner,
             held_out=blocks.held_out,
-            num_sinks=study.sinks,
+            num_sinks=num_sinks,
             target_tokens=config.explain.target_tokens,
             sink_token=sink_token,
         )

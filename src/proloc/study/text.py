@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from proloc.errors import ProlocError
-from proloc.study.config import TextSection
+from proloc.study.config import ExplainSection, TextSection
 from proloc.text import builtin_text, read_file
 
 
@@ -23,6 +23,18 @@ def read_text(section: TextSection) -> str:
     if not text.strip():
         raise ProlocError(f"the text {source} is empty.")
     return text
+
+
+def read_explained(section: ExplainSection | None) -> dict[str, str]:
+    """The texts that are explained beside the study's own, by name.
+
+    Raises:
+        ProlocError: no such file, not UTF-8, or nothing in it.
+    """
+    texts = {} if section is None else {name: read_file(Path(file)) for name, file in section.texts.items()}
+    if empty := [name for name, text in texts.items() if not text.strip()]:
+        raise ProlocError(f"explain.texts.{empty[0]} is empty.")
+    return texts
 
 
 def digest(text: str) -> str:

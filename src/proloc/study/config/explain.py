@@ -15,7 +15,10 @@ class ExplainSection(Section):
 
     passages: int = Field(default=16, ge=0)
     """Held-out windows whose last tokens are explained."""
-    texts: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], str] = Field(default={})
+    texts: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)],
+        Annotated[str, Field(min_length=1)],
+    ] = Field(default={})
     """Other texts with passages to explain, none of them tuned on: NAME = UTF-8 file, relative to the TOML file."""
     text_passages: int = Field(default=16, ge=1)
     """Windows of each of ``texts`` whose last tokens are explained."""

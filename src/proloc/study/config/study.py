@@ -160,6 +160,10 @@ class StudyConfig(Section):
         free = section.kind in UNTHRESHOLDED and "min_length" in section.model_fields_set
         return self.blocks.mean_length if section.mean_length is None and not free else section.mean_length
 
+    def most_sinks(self) -> int:
+        """The sinks of the condition that has the most, the sink token not counted."""
+        return max([self.sinks, *(self.of(each).sinks for each in self.conditions)])
+
     def mode_of(self, condition: Condition) -> Mode:
         return condition.mode or self.mode
 
