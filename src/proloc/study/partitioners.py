@@ -95,7 +95,7 @@ def _surprise(section: BlocksSection, material: Material, limits: dict[str, Any]
 
 def _online(section: BlocksSection, material: Material, limits: dict[str, Any]) -> Partitioner:
     table = _drift(section, material, {}).embedding
-    return OnlineBlocks(material.tokenizer, table).centred([material.tokens])
+    return OnlineBlocks(material.tokenizer, table, min_sentences=1).centred([material.tokens])
 
 
 _KINDS: dict[str, Callable[[BlocksSection, Material, dict[str, Any]], Partitioner]] = {
