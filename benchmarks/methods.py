@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -13,6 +14,7 @@ from proloc.blocks import (
     ChangePointBlocks,
     DriftBlocks,
     FixedBlocks,
+    OnlineBlocks,
     Partitioner,
     RandomBlocks,
     RecruitmentBlocks,
@@ -127,13 +129,14 @@ def causal(ends: SentenceEnds, table: Any, counts_of: Callable[[Sequence[Documen
                 )
                 yield f"threshold {threshold:.2f}, lengths {shortest} to {longest}", blocks(blocks_)
 
-    def recruitment(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
+    def recruitment(documents: Sequence[Document], *, hindsight: bool = False) -> Iterator[tuple[str, Segmenter]]:
         made = RecruitmentBlocks(ends, counts_of(documents))
+        how = {"hindsight": hindsight}
         for prior in (300.0, 3000.0, 30000.0):
             for shortest, longest in product(limits(documents, (0.3, 0.6, 0.8)), [*limits(documents, (1.7,)), None]):
                 for cost in (-40.0, -20.0, -10.0, 0.0, 10.0, 20.0, 40.0):
                     blocks_ = RecruitmentBlocks(
-                        ends, made.background, cost=cost, prior=prior, min_length=shortest, max_length=longest
+                        ends, made.background, cost=cost, prior=prior, min_length=shortest, max_length=longest, **how
                     )
                     yield f"cost {cost:g}, prior {prior:g}, lengths {shortest} to {longest}", blocks(blocks_)
 
@@ -143,6 +146,7 @@ def causal(ends: SentenceEnds, table: Any, counts_of: Callable[[Sequence[Documen
         Method("sentence", "causal", sentence),
         Method("drift (input embeddings)", "causal", drift),
         Method("recruitment", "causal", recruitment),
+        Method("recruitment with hindsight", "causal", partial(recruitment, hindsight=True)),
     ]
 
 
@@ -156,6 +160,18 @@ def surprise(surprisal: Any) -> Method:
                 yield f"gamma {gamma}, window {window}, lengths {shortest} to {longest}", blocks(made)
 
     return Method("surprise (built-in model)", "causal", candidates, few=True)
+
+
+def online(ends: SentenceEnds, name: str, embedding: Any) -> Method:
+    """Online change points over one kind of sentence vectors: causal, with hindsight."""
+
+    def candidates(documents: Sequence[Document]) -> Iterator[tuple[str, Segmenter]]:
+        centre = OnlineBlocks(ends, embedding).centred([document.ids for document in documents]).centre
+        for fewest, penalty in product((1, 2, 3), np.geomspace(0.4, 6.0, 28)):
+            made = OnlineBlocks(ends, embedding, penalty=penalty, min_sentences=fewest, centre=centre)
+            yield f"penalty {penalty:.3f}, min_sentences {fewest}", blocks(made)
+
+    return Method(f"online change points ({name})", "causal", candidates)
 
 
 def explaining(ends: SentenceEnds, name: str, embedding: Any) -> list[Method]:
@@ -198,8 +214,15 @@ def explaining(ends: SentenceEnds, name: str, embedding: Any) -> list[Method]:
 
 
 def blocks(partitioner: Partitioner) -> Segmenter:
-    """A partitioner as a segmenter."""
-    return lambda document: document.found(partitioner.boundaries(document.ids))
+    """A partitioner as a segmenter: a block is what is home to its last token, so that it starts with its lead."""
+
+    def segment(document: Document) -> NDArray[np.int64]:
+        opens, leads = partitioner.boundaries_and_leads(document.ids)
+        starts, homes = np.flatnonzero(opens), np.zeros_like(opens)
+        homes[starts - leads[starts]] = True
+        return document.found(homes)
+
+    return segment
 
 
 def limits(documents: Sequence[Document], shares: Sequence[float]) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from corpora import Document, read_choi, read_topics
-from methods import Method, Remembered, Segmenter, causal, controls, count_tokens, explaining, surprise
+from methods import Method, Remembered, Segmenter, causal, controls, count_tokens, explaining, online, surprise
 from tables import write_figure, write_table
 
 from proloc.blocks import SentenceEnds
@@ -96,6 +96,9 @@ def all_methods(ends: SentenceEnds, sentence_model: str | None, *, sentences: bo
     if sentence_model:
         embeddings["sentence model"] = Remembered(provide(f"sentence:{MODEL}:{sentence_model}"))
     methods = [*controls(sentences=sentences), *causal(ends, table, count_tokens(len(table)))]
+    methods.append(online(ends, "input embeddings", table))
+    if sentence_model:
+        methods.append(online(ends, "sentence model", embeddings["sentence model"]))
     methods += explaining(ends, "input embeddings", table)
     for name, embedding in embeddings.items():
         methods += explaining(ends, name, embedding)

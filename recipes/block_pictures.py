@@ -39,6 +39,12 @@ def picture(marked: MarkedText) -> str:
     paragraphs = [0, *(i + 1 for i in range(size - 1) if "".join(marked.tokens[: i + 1]).endswith("\n\n"))]
     parts = strip(paragraphs, 0, ["steam engine", "condenser", "bread", "octopus"], ("#e9e9e9",))
     parts += strip(marked.starts, STRIP + GAP, [], TINTS)
+    for home, block in marked.homes.items():  # the lower half of what leads a block has its colour
+        left, width = x(home), x(marked.starts[block] - home)
+        parts.append(
+            f'<rect x="{left:.1f}" y="{STRIP * 1.5 + GAP}" width="{width:.1f}" height="{STRIP / 2}" '
+            f'fill="{TINTS[block % len(TINTS)]}"/>'
+        )
     height = 2 * STRIP + GAP
     points = [(place, score) for place, score in enumerate(marked.scores) if score is not None]
     if marked.meaning and points:

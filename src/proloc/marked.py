@@ -35,6 +35,9 @@ class MarkedText:
     block_ids: Sequence[int]
     """The block of every token, counted from 0."""
 
+    leads: Sequence[int]
+    """How many tokens right before each block are home to it too, one number a block."""
+
     scores: Sequence[float | None]
     """The score asked before each token, None where nothing was asked."""
 
@@ -48,13 +51,23 @@ class MarkedText:
         """Tokens in each block."""
         return [end - start for start, end in zip(self.starts, [*self.starts[1:], len(self.block_ids)], strict=True)]
 
+    @property
+    def homes(self) -> dict[int, int]:
+        """The first token of every lead, and the block that is led from there; blocks without a lead are not in it."""
+        return {
+            start - lead: block
+            for block, (start, lead) in enumerate(zip(self.starts, self.leads, strict=True))
+            if lead > 0
+        }
+
     def summary(self) -> str:
         """One sentence with the number of blocks, their lengths and the rule."""
         num, lengths = len(self.lengths), self.lengths
         mean = sum(lengths) / num
         found = f"{num} blocks of {mean:.1f} tokens on average ({min(lengths)} to {max(lengths)})"
+        led = f", led by {sum(self.leads) / (num - 1):.1f} tokens before them" if any(self.leads) else ""
         rule = "" if self.threshold is None else f"; a block opens where the {self.meaning} > {self.threshold:.3g}"
-        return f"{self.kind}: {found if num > 1 else f'1 block of {lengths[0]} tokens'}{rule}."
+        return f"{self.kind}: {found if num > 1 else f'1 block of {lengths[0]} tokens'}{led}{rule}."
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""

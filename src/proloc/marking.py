@@ -12,6 +12,7 @@ from proloc.blocks import (
     DelimiterBlocks,
     DriftBlocks,
     FixedBlocks,
+    OnlineBlocks,
     Partitioner,
     RecruitmentBlocks,
     SentenceBlocks,
@@ -57,7 +58,7 @@ def mark_blocks(
     if mean_length is not None:
         partitioner = _of_length(partitioner, kind, ids, mean_length)
     trace = partitioner.trace(ids)
-    opens = partitioner.boundaries(ids)
+    opens, leads = partitioner.boundaries_and_leads(ids)
     return MarkedText(
         kind=kind,
         causal=partitioner.causal,
@@ -67,6 +68,7 @@ def mark_blocks(
         threshold=trace.threshold if math.isfinite(trace.threshold) else None,
         tokens=pieces(text, [end for _, end in encoded["offset_mapping"]]),
         block_ids=(np.cumsum(opens) - 1).tolist(),
+        leads=leads[opens].tolist(),
         scores=[float(score) if np.isfinite(score) else None for score in trace.scores],
     )
 
@@ -89,11 +91,13 @@ def pieces(text: str, ends: list[int]) -> list[str]:
     return [text[start:end] for start, end in zip([0, *reached[:-1]], reached, strict=True)]
 
 
+def _english(tokenizer: Any) -> NDArray[np.int64]:
+    """Tokens of real English that every Python has."""
+    return np.asarray(tokenizer(builtin_text(), add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+
+
 def _background(tokenizer: Any) -> NDArray[np.int64]:
-    """Token counts of real English that every Python has."""
-    return token_counts(
-        [tokenizer(builtin_text(), add_special_tokens=False, verbose=False)["input_ids"]], len(tokenizer)
-    )
+    return token_counts([_english(tokenizer)], len(tokenizer))
 
 
 def _drift(model: str, tokenizer: Any) -> DriftBlocks:
@@ -111,6 +115,9 @@ KINDS: dict[str, Callable[[str, Any, NDArray[np.int64]], Partitioner]] = {
     "drift": lambda model, tokenizer, ids: _drift(model, tokenizer),
     "recruitment": lambda model, tokenizer, ids: RecruitmentBlocks(tokenizer, _background(tokenizer)),
     "surprise": lambda model, tokenizer, ids: SurpriseBlocks(provide(f"surprisal:{model}")),
+    "online": lambda model, tokenizer, ids: OnlineBlocks(tokenizer, _drift(model, tokenizer).embedding).centred(
+        [_english(tokenizer)]
+    ),
     "changepoint": lambda model, tokenizer, ids: ChangePointBlocks(tokenizer, _drift(model, tokenizer).embedding),
     "tiling": lambda model, tokenizer, ids: TilingBlocks(tokenizer, _drift(model, tokenizer).embedding),
 }

@@ -45,10 +45,23 @@ def test_every_kind_shows_the_whole_text_in_blocks(kind: str) -> None:
     assert ("not run inside a model" in page.text) != marked.causal
 
 
-@pytest.mark.parametrize("kind", ["fixed", "sentence", "drift", "recruitment", "surprise", "changepoint"])
+@pytest.mark.parametrize("kind", ["fixed", "sentence", "drift", "recruitment", "surprise", "online", "changepoint"])
 def test_a_mean_length_can_be_asked_for(kind: str) -> None:
     marked = mark_blocks(SAMPLE.read_text(), kind=kind, mean_length=70)
     assert 45 < sum(marked.lengths) / len(marked.lengths) < 100
+
+
+def test_the_page_and_the_terminal_say_from_where_on_a_block_is_led(capsys) -> None:
+    marked = mark_blocks(SAMPLE.read_text(), kind="online", mean_length=50)
+    page = Page(blocks_page(marked))
+    assert marked.homes
+    assert page.text.count("⟨") == len(marked.homes) + 1  # and where it says how to read it
+    assert "is home to the next block as well" in page.text
+    assert main(["blocks", str(SAMPLE), "--kind", "online", "--mean-length", "50"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("⟨") == len(marked.homes)
+    assert "led by" in shown
+    assert not mark_blocks(SAMPLE.read_text()).homes
 
 
 @settings(deadline=None, max_examples=40)

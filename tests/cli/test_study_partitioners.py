@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import proloc
-from proloc.blocks import RandomBlocks, mean_block_length
+from proloc.blocks import RandomBlocks, lead_distribution, mean_block_length
 from proloc.cli import main
 from proloc.evaluation import evaluate
 from proloc.hf import frozen
 from proloc.hf.models import load_model
+from proloc.locality import leads_of
 from proloc.study import prepare, run, runner
 from proloc.study.config import load_config
 
@@ -31,9 +32,17 @@ kind = "delimiter"
 delimiters = [".", ";"]
 [partitioners.events]
 kind = "surprise"
+[partitioners.led]
+kind = "recruitment"
+hindsight = true
+[partitioners.online]
+kind = "online"
 [partitioners.chance]
 kind = "random"
 like = "events"
+[partitioners.led-by-chance]
+kind = "random"
+like = "online"
 """
 BUILTIN = """
 name = "matched"
@@ -86,14 +95,25 @@ def saved(file: Path, folder: Path):
 def test_every_partitioner_has_the_same_mean_length_where_it_is_measured(matched: prepare.Prepared) -> None:
     windows = matched.held_out.numpy()
     lengths = {name: mean_block_length(found, windows) for name, found in matched.partitioners.items()}
-    assert len(lengths) == 10
-    for name in ("chance", "random"):  # one draw has other lengths than it draws from
+    assert len(lengths) == 13
+    for name in ("chance", "random", "led-by-chance"):  # one draw has other lengths than it draws from
         del lengths[name]
         draws = [RandomBlocks(matched.partitioners[name].lengths, seed=seed) for seed in range(30)]
         mean = sum(mean_block_length(draw, windows) for draw in draws) / len(draws)
         assert mean == pytest.approx(72, rel=0.1)
     assert lengths == pytest.approx(dict.fromkeys(lengths, 72), rel=0.05)
     assert matched.train.shape == (6, 256)
+
+
+def test_hindsight_gives_leads_which_random_blocks_like_it_have_too(matched: prepare.Prepared) -> None:
+    windows = matched.held_out.numpy()
+    leads = {name: lead_distribution(found, windows) for name, found in matched.partitioners.items()}
+    led = {name for name, found in leads.items() if any(lead for _, lead in found)}
+    assert led == {"led", "online", "led-by-chance"}
+    drawn = matched.partitioners["led-by-chance"].leads
+    assert {(length, lead): share for length, lead, share in drawn} == leads["online"]
+    for name in ("led", "online", "led-by-chance"):
+        assert leads_of(matched.decide().blocks(name, 3).held_out).any()
 
 
 def test_no_run_asks_the_frozen_model_again(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +167,7 @@ def test_a_folder_of_an_older_version_is_continued(study: Path, tmp_path: Path) 
     out = tmp_path / "out"
     runner.run_study(load_config(study), out, workers=1)
     record = json.loads((out / "study.json").read_text())
-    del record["config"]["match"], record["config"]["text.max_train_windows"]
+    del record["config"]["match"], record["config"]["text.max_train_windows"], record["config"]["blocks.hindsight"]
     del record["baseline"]["window_losses"]
     (out / "study.json").write_text(json.dumps(record))
     for path in (out / "runs").glob("*.json"):
@@ -170,6 +190,8 @@ def test_a_folder_of_an_older_version_is_continued(study: Path, tmp_path: Path) 
         ('like = "events"', 'like = "chance"', "cannot be like 'chance'"),
         ('like = "events"', "", None),
         ("mean_length = 12\n", "", 'blocks of kind "surprise" (events) need mean_length'),
+        ("min_length = 2", "hindsight = true", "hindsight is for blocks of kind 'drift' and 'recruitment'"),
+        ('kind = "surprise"', 'kind = "online"', 'blocks of kind "online" count sentences'),
         ("min_length = 2", 'delimiters = ["x"]', 'blocks of kind "delimiter" need delimiters'),
         ("min_length = 2", 'like = "semantic"', 'only blocks of kind "random" are like others'),
         ('kind = "surprise"', 'kind = "sentence"', "min_length or mean_length, not both"),

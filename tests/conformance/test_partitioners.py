@@ -88,7 +88,7 @@ INSTANCES: dict[str, tuple[Partitioner, int, float]] = {
         40,
     ),
     "random": (RandomBlocks({2: 5, 3: 1, 9: 4}, seed=3), 2, 9),
-    "random-leads": (RandomBlocks({2: 5, 3: 1, 9: 4}, seed=3, leads={0: 1, 2: 3, 12: 1}), 2, 9),
+    "random-leads": (RandomBlocks({2: 5, 3: 1, 9: 4}, seed=3, leads={(2, 0): 1, (2, 2): 3, (9, 12): 1}), 2, 9),
     "random-one-length": (RandomBlocks([(4, 1.0)], seed=1), 4, 4),
     "given": (GivenBlocks(range(5, 3000, 5)), 5, np.inf),
     "delimiter": (DelimiterBlocks(AUTOMATON), 1, np.inf),

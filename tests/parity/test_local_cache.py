@@ -25,7 +25,7 @@ TABLE = torch.randn(VOCAB, 6, generator=torch.Generator().manual_seed(1))
 HINDSIGHT = {
     "online": OnlineBlocks(ENDS, TABLE, penalty=0.02, min_sentences=1, min_sentence=2),
     "drift": proloc.DriftBlocks(ENDS, TABLE, threshold=0.6, min_sentence=2, min_length=3, hindsight=True),
-    "random": RandomBlocks({2: 1, 5: 1, 9: 1}, leads={0: 1, 2: 1, 6: 2}),
+    "random": RandomBlocks({2: 1, 5: 1, 9: 1}, leads={(2, 0): 1, (2, 2): 1, (5, 6): 2}),
 }
 STRATEGIES = ({"do_sample": False}, {"do_sample": True}, {"num_beams": 3, "do_sample": False})
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -118,7 +118,7 @@ def every_partitioner():
         "sentence": proloc.SentenceBlocks(ends, min_length=2),
         "drift": proloc.DriftBlocks.from_embedding(ends, embedding, dim=8, threshold=0.9, min_length=2, max_length=12),
         "random": proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1),
-        "random with leads": proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1, leads={2: 1, 7: 1}),
+        "random with leads": proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1, leads={(3, 2): 1, (5, 7): 1}),
         "recruitment with hindsight": RecruitmentBlocks(
             ends, [1] * VOCAB, cost=-1, min_sentence=2, min_length=2, hindsight=True
         ),

@@ -68,7 +68,7 @@ def rewritten(folder, change):
         proloc.SentenceBlocks(ENDS, min_length=2),
         drift(),
         proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, seed=1),
-        proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, leads={0: 1, 2: 3}),
+        proloc.RandomBlocks({3: 2, 5: 1, 8: 1}, leads={(3, 0): 1, (3, 2): 3}),
         online(),
     ],
     ids=lambda blocks: blocks.kind,

@@ -68,13 +68,13 @@ ON_BLOCKS = [
 @pytest.mark.parametrize("halo", [0, 1])
 @pytest.mark.parametrize("name", ON_BLOCKS)
 def test_a_sound_model_with_leads_passes(name, halo):
-    blocks = proloc.RandomBlocks({2: 1, 3: 1, 6: 1}, leads={1: 1, 4: 1})
+    blocks = proloc.RandomBlocks({2: 1, 3: 1, 6: 1}, leads={(2, 1): 1, (3, 4): 1})
     model = tiny_model("mistral" if name == "sliding cache" else "llama")
     assert verdict(name, Subject(model, blocks, random_ids(2, 24), halo=halo)) in {"exact", "equal"}
 
 
 def test_a_lead_that_is_lost_is_found(monkeypatch):
-    blocks = proloc.RandomBlocks({2: 1, 3: 1, 6: 1}, leads={1: 1, 4: 1})
+    blocks = proloc.RandomBlocks({2: 1, 3: 1, 6: 1}, leads={(2, 1): 1, (3, 4): 1})
     real = layout.home_starts
     monkeypatch.setattr(layout, "home_starts", lambda ids, halo: real(ids & 0xFFFFFFFF, halo))
     assert verdict("dial", Subject(tiny_model(), blocks, random_ids(2, 24))) == "FAILED"

@@ -13,6 +13,7 @@ from proloc.explaining.measures import BINS, bins, comprehensiveness, lds, preci
 from proloc.explaining.passage import Passage, count_units
 from proloc.explaining.readout import read_out
 from proloc.explaining.surrogate import Example, baselines, headed, lasso, learn_heads, logit
+from proloc.hf import find_state
 from proloc.hf.prefix import can_leave_out
 from proloc.locality import with_leads
 from proloc.schedule import Explicit, Uniform
@@ -224,6 +225,30 @@ def test_what_a_block_says_cannot_move_a_prediction_that_the_flow_graph_says_it_
     assert torch.equal(before, after)
     assert np.abs(Ablator(model, passage).leave_one_out()).max() < 1e-6
     assert float(readout.attention.sum()) == 0.0
+
+
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_through_leads_text_comes_one_block_further_with_every_hard_layer(attention):
+    """Bit for bit: three layers carry the tail of one block to the next, so the first of four sources never arrives."""
+    model = proloc.localize(
+        tiny_model(layers=3), Uniform(value=1.0), proloc.FixedBlocks(8, lead=3), attention=attention
+    )
+    passage = a_passage()
+    blocks = find_state(model).blocks(passage.ids[None])[0]
+    passage = Passage(**{**vars_of(passage), "block_ids": blocks, "units": count_units(blocks)})
+    assert read_out(model, passage).enters.tolist() == [
+        [False, True, True, True],
+        [False, False, True, True],
+        [False, False, False, True],
+    ]
+    other = passage.ids.clone()
+    other[1:8] = random_ids(1, 7, seed=9)
+    with torch.no_grad():
+        before, after = (
+            model(input_ids=ids[None, :-1], block_ids=blocks[None, :-1], use_cache=False).logits[0, -1]
+            for ids in (passage.ids, other)
+        )
+    assert torch.equal(before, after)
 
 
 def test_a_hard_last_layer_takes_the_planted_answer_away_because_the_answer_enters_there():

@@ -7,6 +7,7 @@ would make blocks look shorter than they are. It is therefore counted as *at lea
 to the window; it is exactly L for ``FixedBlocks(L)``. It is larger than tokens divided by opened blocks.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias, TypeVar
 
@@ -51,17 +52,23 @@ def mean_block_length(partitioner: Partitioner, corpus: Corpus) -> float:
     return _mean(length_distribution(partitioner, corpus))
 
 
-def lead_distribution(partitioner: Partitioner, corpus: Corpus) -> dict[int, float]:
-    """The share of blocks with each lead, summing to 1; the first block of a window, which can have none, is left out.
+def lead_distribution(partitioner: Partitioner, corpus: Corpus) -> dict[tuple[int, int], float]:
+    """The share of blocks by the length of the block before them and their lead, summing to 1.
+
+    Both are known of every block but the first of a window. A lead goes with the length before it: a rule with
+    hindsight is often led by much of the block that it closes.
 
     Raises:
         ProlocError: the corpus is empty, or a second block opens nowhere in it.
     """
-    leads = np.concatenate([_leads(partitioner, window) for window in _windows(corpus)])
-    if leads.size == 0:
+    found: Counter[tuple[int, int]] = Counter()
+    for window in _windows(corpus):
+        opens, leads = partitioner.boundaries_and_leads(window)
+        starts = np.flatnonzero(opens)
+        found.update(zip(np.diff(starts).tolist(), leads[starts[1:]].tolist(), strict=True))
+    if not found:
         raise ProlocError("No second block opens within a window of the corpus; give longer windows.")
-    sizes, times = np.unique(leads, return_counts=True)
-    return dict(zip(sizes.tolist(), (times / leads.size).tolist(), strict=True))
+    return {pair: times / found.total() for pair, times in sorted(found.items())}
 
 
 def token_counts(corpus: Corpus, vocab: int) -> NDArray[np.int64]:
@@ -76,14 +83,15 @@ def matched_fixed(partitioner: Partitioner, corpus: Corpus) -> FixedBlocks:
     """Fixed blocks with the mean length and lead of ``partitioner``, to the nearest whole token."""
     windows = _windows(corpus)
     length = round(mean_block_length(partitioner, windows))
-    return FixedBlocks(length, lead=min(round(_mean(lead_distribution(partitioner, windows))), length))
+    lead = sum(lead * share for (_, lead), share in lead_distribution(partitioner, windows).items())
+    return FixedBlocks(length, lead=min(round(lead), length))
 
 
 def matched_random(partitioner: Partitioner, corpus: Corpus, seed: int = 0) -> RandomBlocks:
-    """Random blocks with the length distribution of ``partitioner``, and that of its leads."""
+    """Random blocks with the length distribution of ``partitioner``, and its leads where it has any."""
     windows = _windows(corpus)
-    lengths, leads = (find(partitioner, windows) for find in (length_distribution, lead_distribution))
-    return RandomBlocks(lengths, seed=seed, leads=leads)
+    lengths, leads = length_distribution(partitioner, windows), lead_distribution(partitioner, windows)
+    return RandomBlocks(lengths, seed=seed, leads=leads if any(lead for _, lead in leads) else ())
 
 
 def calibrate(partitioner: Kind, corpus: Corpus, mean_length: float, *, tolerance: float = 0.02) -> Kind:
@@ -129,11 +137,6 @@ def calibrate(partitioner: Kind, corpus: Corpus, mean_length: float, *, toleranc
             best, error = middle, abs(found - mean_length)
         low, high = (middle, high) if found < mean_length else (low, middle)
     return partitioner.with_threshold(best)
-
-
-def _leads(partitioner: Partitioner, window: NDArray[np.int64]) -> NDArray[np.int64]:
-    opens, leads = partitioner.boundaries_and_leads(window)
-    return leads[opens][1:]
 
 
 def _mean(distribution: dict[int, float]) -> float:

@@ -30,8 +30,8 @@ class OnlineBlocks(SentenceCuts):
     So starts are found nearly as well as by ``ChangePointBlocks``, and no query reads its own future: a start is known
     only to queries after the sentence that gave it away. A score is what the best new start saves after its penalty.
 
-    Vectors are rounded to 2**-20, so that sums are exact and no boundary depends on rounding that a later text, or one
-    far back, could change; an embedder that answers differently in another batch can still move one.
+    Vectors are rounded to 2**-20, which an embedder's answers in two batches rarely differ by, so that sums of them are
+    exact; where they do differ, a boundary can still move.
 
     Args:
         sentence_ends: as for ``SentenceBlocks``.

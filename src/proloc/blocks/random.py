@@ -1,6 +1,7 @@
 """Random blocks: boundaries that know nothing of the text, with block lengths like those of one that does."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -13,8 +14,8 @@ from proloc.errors import ProlocError
 _SEEDS = 2**64
 _OF_LEADS = 0x5851F42D4C957F2D  # makes another draw of the same seed and text
 
-Weighted: TypeAlias = Mapping[int, float] | Sequence[tuple[int, float]]
-"""How often each number occurs, ``{number: weight}`` or ``[[number, weight], ...]``."""
+Lengths: TypeAlias = Mapping[int, float] | Sequence[tuple[int, float]]
+Leads: TypeAlias = Mapping[tuple[int, int], float] | Sequence[tuple[int, int, float]]
 
 
 class RandomBlocks(Partitioner):
@@ -27,21 +28,28 @@ class RandomBlocks(Partitioner):
     Args:
         lengths: how often each block length occurs, ``{length: weight}`` or ``[[length, weight], ...]``.
         seed: whole number in ``[0, 2**64)``; another seed gives other boundaries of the same lengths.
-        leads: likewise of the leads of blocks but the first, drawn whatever the lengths are; home never moves back, so
-            that a lead that would reach before that of the block before it stops there.
+        leads: how often a block has some lead after a block of some length, ``{(length, lead): weight}`` or
+            ``[[length, lead, weight], ...]``; nothing = no leads. After another length those of the nearest one are
+            drawn. Home never moves back: a lead that would reach before that of the block before stops there.
 
     Raises:
-        ProlocError: no lengths or leads, a length < 1, a lead < 0, a weight that is negative or not finite, or a seed
-            out of range.
+        ProlocError: no lengths, a length < 1, a lead < 0, a weight that is negative or not finite, or a seed out of
+            range.
 
     Source: ours; the hash is SplitMix64 (Steele, Lea and Flood 2014).
     """
 
     kind: ClassVar[str] = "random"
 
-    def __init__(self, lengths: Weighted, seed: int = 0, leads: Weighted = ((0, 1.0),)) -> None:
-        self.lengths = _weighted("lengths", "block lengths", lengths, least=1)
-        self.leads = _weighted("leads", "tokens", leads, least=0)
+    def __init__(self, lengths: Lengths, seed: int = 0, leads: Leads = ()) -> None:
+        pairs = lengths.items() if isinstance(lengths, Mapping) else lengths
+        self.lengths = sorted((int(length), float(weight)) for length, weight in pairs if weight != 0)
+        if not self.lengths or self.lengths[0][0] < 1 or not all(0 < weight < np.inf for _, weight in self.lengths):
+            raise ProlocError(f"lengths must give a weight >= 0, not all 0, to block lengths >= 1, not {lengths!r}.")
+        triples = [(*pair, weight) for pair, weight in leads.items()] if isinstance(leads, Mapping) else leads
+        self.leads = sorted((int(length), int(lead), float(weight)) for length, lead, weight in triples if weight != 0)
+        if not all(length >= 1 and lead >= 0 and 0 < weight < np.inf for length, lead, weight in self.leads):
+            raise ProlocError(f"leads must give weights >= 0 to lengths >= 1 and leads >= 0, not {leads!r}.")
         if not isinstance(seed, int) or not 0 <= seed < _SEEDS:
             raise ProlocError(f"seed must be a whole number in [0, 2**64), not {seed!r}.")
         self.seed = seed
@@ -63,19 +71,24 @@ class RandomBlocks(Partitioner):
         return opens
 
     def boundaries_and_leads(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        opens = self.boundaries(ids)
-        sizes, weights = (np.array(part) for part in zip(*self.leads, strict=True))
-        share = weights.cumsum() / weights.sum()
-        chosen = sizes[np.searchsorted(share[:-1], self._draws(ids, _OF_LEADS), side="right")]
-        # A lead is drawn from what stands before its block.
-        cuts = np.flatnonzero(opens)
-        return opens, leads_from(opens, {int(cut): int(cut - chosen[cut - 1]) for cut in cuts[1:]})
+        opens, evidence = self.boundaries(ids), {}
+        if self.leads:
+            cuts, draws = np.flatnonzero(opens), self._draws(ids, _OF_LEADS)
+            for before, cut in pairwise(cuts.tolist()):  # a lead is drawn from what stands before its block
+                evidence[cut] = cut - self._lead_after(cut - before, draws[cut - 1])
+        return opens, leads_from(opens, evidence)
+
+    def _lead_after(self, length: int, draw: float) -> int:
+        known = min({known for known, _, _ in self.leads}, key=lambda known: (abs(known - length), known))
+        sizes, weights = zip(*((lead, weight) for at, lead, weight in self.leads if at == known), strict=True)
+        share = np.cumsum(weights) / np.sum(weights)
+        return int(sizes[np.searchsorted(share[:-1], draw, side="right")])
 
     def settings(self) -> dict[str, Any]:
         return {
             "lengths": [list(pair) for pair in self.lengths],
             "seed": self.seed,
-            "leads": [list(pair) for pair in self.leads],
+            "leads": [list(triple) for triple in self.leads],
         }
 
     def _draws(self, ids: NDArray[np.int64], stream: int = 0) -> NDArray[np.float64]:
@@ -86,14 +99,6 @@ class RandomBlocks(Partitioner):
         draws = (bits >> np.uint64(11)).astype(np.float64)
         draws *= 2.0**-53
         return draws
-
-
-def _weighted(name: str, what: str, given: Weighted, *, least: int) -> list[tuple[int, float]]:
-    pairs = given.items() if isinstance(given, Mapping) else given
-    found = sorted((int(number), float(weight)) for number, weight in pairs if weight != 0)
-    if not found or found[0][0] < least or not all(0 < weight < np.inf for _, weight in found):
-        raise ProlocError(f"{name} must give a weight >= 0, not all 0, to {what} >= {least}, not {given!r}.")
-    return found
 
 
 def _closing_chances(lengths: list[tuple[int, float]]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def add_blocks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--kind",
         default="sentence",
-        help="fixed, random, sentence (default), paragraph, drift, recruitment, surprise, changepoint or tiling",
+        help="fixed, random, sentence (default), paragraph, drift, recruitment, surprise, online, changepoint, tiling",
     )
     parser.add_argument("--model", default="builtin", help="whose tokens are cut (default: builtin)")
     parser.add_argument("--mean-length", type=float, help="tokens per block wanted, calibrated on this text")

@@ -12,6 +12,7 @@ from proloc.report.css import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _NUM_TINTS = 5
+_LED = "⟨"
 # Dark text on pale colours, the page's own, reads on light and dark terminals.
 _TERMINAL = ("#d6e8f7", "#fbe3cf", "#d5efe3", "#f3dcea", "#ece5c4")
 _PAGE_STYLE = """
@@ -29,8 +30,10 @@ _PAGE_STYLE = """
 def print_blocks(marked: MarkedText, console: Console) -> None:
     """Print the text with its blocks in colour, each opened by the score that opened it."""
     shown = Text()
-    first = set(marked.starts)
+    first, homes = set(marked.starts), marked.homes
     for place, (token, block, score) in enumerate(zip(marked.tokens, marked.block_ids, marked.scores, strict=True)):
+        if place in homes:
+            shown.append(_LED, style="bold")
         if place in first:
             shown.append(f"▏{_label(score)} ", style="bold")
         shown.append(_safe(token), style=f"#1d2125 on {_TERMINAL[block % _NUM_TINTS]}")
@@ -64,9 +67,12 @@ def blocks_page(marked: MarkedText) -> str:
 
 
 def _passage(marked: MarkedText) -> str:
-    first, spans, dots = set(marked.starts), [], _few_scores(marked)
+    first, homes, spans, dots = set(marked.starts), marked.homes, [], _few_scores(marked)
     for place, (token, block, score) in enumerate(zip(marked.tokens, marked.block_ids, marked.scores, strict=True)):
         reason = "" if score is None else f"{marked.meaning}: {score:.3f}{_level(marked)}"
+        if place in homes:
+            title = f"home to block {homes[place]} from here on, once that has opened"
+            spans.append(f'<span class="asked" title="{title}">{_LED}</span>')
         if place in first:
             title = escape(reason or _unscored(marked, place))
             spans.append(f'<span class="open" title="{title}">{escape(_label(score))}</span>')
@@ -88,6 +94,8 @@ def _level(marked: MarkedText) -> str:
 
 def _how_to_read(marked: MarkedText) -> str:
     tints = "Colours change with the block and mean nothing else."
+    if any(marked.leads):
+        tints += f" What is read from {_LED} on is home to the next block as well."
     if not marked.meaning:
         return f"{tints} This rule has no scores."
     if _few_scores(marked):

@@ -11,6 +11,7 @@ from proloc.blocks import (
     DelimiterBlocks,
     DriftBlocks,
     FixedBlocks,
+    OnlineBlocks,
     Partitioner,
     RecruitmentBlocks,
     SentenceBlocks,
@@ -75,19 +76,26 @@ def _build(section: BlocksSection, mean_length: float | None, material: Material
     return blocks if mean_length is None else calibrate(blocks, material.lengths, mean_length)
 
 
-def _drift(section: BlocksSection, material: Material, limits: dict[str, Any]) -> Partitioner:
+def _drift(section: BlocksSection, material: Material, limits: dict[str, Any]) -> DriftBlocks:
     embedding = load_model(material.model).get_input_embeddings().weight.detach()
     counts = token_counts([material.tokens], len(embedding))
-    return DriftBlocks.from_embedding(material.tokenizer, embedding, counts=counts, **limits)
+    return DriftBlocks.from_embedding(
+        material.tokenizer, embedding, counts=counts, hindsight=section.hindsight, **limits
+    )
 
 
 def _recruitment(section: BlocksSection, material: Material, limits: dict[str, Any]) -> Partitioner:
     counts = token_counts([material.tokens], len(material.tokenizer))
-    return RecruitmentBlocks(material.tokenizer, counts, **limits)
+    return RecruitmentBlocks(material.tokenizer, counts, hindsight=section.hindsight, **limits)
 
 
 def _surprise(section: BlocksSection, material: Material, limits: dict[str, Any]) -> Partitioner:
     return SurpriseBlocks(Remembered(provide(f"surprisal:{material.model}")), **limits)
+
+
+def _online(section: BlocksSection, material: Material, limits: dict[str, Any]) -> Partitioner:
+    table = _drift(section, material, {}).embedding
+    return OnlineBlocks(material.tokenizer, table, min_sentences=1).centred([material.tokens])
 
 
 _KINDS: dict[str, Callable[[BlocksSection, Material, dict[str, Any]], Partitioner]] = {
@@ -99,6 +107,7 @@ _KINDS: dict[str, Callable[[BlocksSection, Material, dict[str, Any]], Partitione
     "drift": _drift,
     "recruitment": _recruitment,
     "surprise": _surprise,
+    "online": _online,
 }
 
 
