@@ -13,6 +13,7 @@ Flags = NDArray[np.bool_]
 Values = NDArray[np.float64]
 LogProbs = Callable[[Flags], Values]
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
+DECIMALS = 4  # of a nat: outcomes that differ by less are the same
 
 
 def lds(scores: ArrayLike, kept: ArrayLike, log_probs: ArrayLike) -> float | None:
@@ -26,11 +27,13 @@ def lds(scores: ArrayLike, kept: ArrayLike, log_probs: ArrayLike) -> float | Non
         log_probs: ``[ablation]``, measured.
 
     Returns:
-        In [-1, 1]; 0 where all predictions are equal, None where all measurements are: there is nothing to predict.
+        In [-1, 1]; 0 where all predictions are equal, None where all measurements are, to a ten-thousandth of a nat:
+        there is nothing to predict.
 
     Source: ContextCite (arXiv 2409.00729), after Park et al. (2023).
     """
-    truth = np.asarray(log_probs, dtype=np.float64)
+    # Where no source can reach the target, ablations still differ in how float32 rounds; that is no outcome.
+    truth: Values = np.asarray(log_probs, dtype=np.float64).round(DECIMALS)
     predicted: Values = np.asarray(kept, dtype=np.float64) @ np.asarray(scores, dtype=np.float64)
     if np.ptp(truth) == 0:
         return None
