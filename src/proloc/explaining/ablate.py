@@ -31,6 +31,12 @@ Values = NDArray[np.float64]
 TOKENS_PER_BATCH = 2048
 
 
+def check_how(how: str) -> None:
+    """Raise a ProlocError unless blocks can be knocked out this way."""
+    if how not in get_args(How):
+        raise ProlocError(f"blocks cannot be {how!r}; choose one of {', '.join(get_args(How))}.")
+
+
 @dataclass(frozen=True)
 class _Row:
     """One ablation: which sources are left out, how many first tokens stay as they are, and how many stay at all."""
@@ -69,8 +75,7 @@ class Ablator:
         layers: Iterable[int] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        if how not in get_args(How):
-            raise ProlocError(f"blocks cannot be {how!r}; choose one of {', '.join(get_args(How))}.")
+        check_how(how)
         if how == "removed" and layers is not None:
             raise ProlocError(
                 "tokens are removed from the text and so from all layers; choose layers for cut edges only."

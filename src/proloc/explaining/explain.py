@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from proloc.errors import ProlocError
-from proloc.explaining.ablate import Ablator, How
+from proloc.explaining.ablate import Ablator, How, check_how
 from proloc.explaining.measured import Measured, judge, measure
 from proloc.explaining.record import Cost, Explanation, Sampled, Source, Target
 from proloc.explaining.subject import Blocks, Subject, load_localised, make_subject
@@ -65,8 +65,7 @@ def explain(
     """
     if ablations < 8:
         raise ProlocError(f"ablations is {ablations}; a rank correlation needs 8 or more.")
-    if how not in get_args(How):
-        raise ProlocError(f"blocks cannot be {how!r}; choose one of {', '.join(get_args(How))}.")
+    check_how(how)
     if seed < 0:
         raise ProlocError(f"the seed is {seed}; give a whole number, 0 or more.")
     layers = None if layers is None else sorted(set(layers))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from proloc.errors import ProlocError
 from proloc.study.config import REFERENCE, SECTIONS, Condition, StudyConfig
 from proloc.study.results import StudyRecord, load_run, load_study, run_name, run_path, save_record
-from proloc.study.text import digest, read_explained, read_text
+from proloc.study.text import digest, digest_explained, read_text
 
 if TYPE_CHECKING:  # importing it for real would import torch
     from proloc.hf.models import ModelFacts
@@ -33,7 +33,7 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
     from proloc.study.windows import sink_token_of
 
     text_sha256 = digest(read_text(config.text))
-    explained = {name: digest(text) for name, text in read_explained(config.explain).items()}
+    explained = digest_explained(config.explain)
     if same := [name for name, sha256 in explained.items() if sha256 == text_sha256]:
         raise ProlocError(f"explain.texts.{same[0]} is the study's own text, which it is tuned on; give another one.")
     if (folder / "study.json").is_file():

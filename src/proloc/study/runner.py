@@ -120,7 +120,7 @@ def _prepare(config: StudyConfig, folder: Path, facts: "ModelFacts", progress: P
     from proloc.study.faithful import check_explain
     from proloc.study.prepare import prepare, save_prepared
     from proloc.study.run import baseline
-    from proloc.study.text import describe_source, digest, read_explained
+    from proloc.study.text import describe_source, digest_explained
     from proloc.versions import versions
 
     bar = progress.add_task("preparing the text and its blocks", total=None)
@@ -149,7 +149,7 @@ def _prepare(config: StudyConfig, folder: Path, facts: "ModelFacts", progress: P
                 "held_out_tokens": prepared.held_out.numel(),
                 "context": config.training.context,
                 "sha256": prepared.text_sha256,
-                "explained": {name: digest(text) for name, text in read_explained(config.explain).items()},
+                "explained": digest_explained(config.explain),
             },
             versions=versions(),
             baseline=baseline(config, prepared, show),

@@ -42,6 +42,11 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest_explained(section: ExplainSection | None) -> dict[str, str]:
+    """Fingerprints of the texts that are explained beside the study's own, by name; raises as ``read_explained``."""
+    return {name: digest(text) for name, text in read_explained(section).items()}
+
+
 def describe_source(section: TextSection) -> str:
     """A short name for the text, without the folders it lies in."""
     if section.file is not None:
