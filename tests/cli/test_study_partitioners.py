@@ -13,7 +13,7 @@ from proloc.evaluation import evaluate
 from proloc.hf import frozen
 from proloc.hf.models import load_model
 from proloc.locality import leads_of
-from proloc.study import prepare, run, runner
+from proloc.study import prepare, results, run, runner
 from proloc.study.config import load_config
 
 PARTITIONERS = """
@@ -161,6 +161,20 @@ def test_a_run_says_what_the_model_was_before_tuning_under_its_own_dial_and_bloc
     assert result.untuned.window_losses == found.window_losses
     assert result.untuned.loss == pytest.approx(sum(found.window_losses) / len(found.window_losses))
     assert result.metrics.loss != found.loss
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [("events", True), ("chance", False)])
+def test_the_model_before_tuning_is_measured_once_unless_seeds_have_blocks_of_their_own(
+    small: Path, tmp_path: Path, blocks: str, kept: bool
+) -> None:
+    out = tmp_path / "out"
+    config = saved(small, out)
+    config = config.model_copy(update={"seeds": [0, 1]})
+    condition = config.conditions[1].model_copy(update={"blocks": blocks})
+    first = run.run(out, config, condition, 0, silent)
+    marked = first.model_copy(update={"untuned": first.untuned.model_copy(update={"loss": -1.0})})
+    results.save_record(results.run_path(out, condition.name, 0), marked)
+    assert (run.run(out, config, condition, 1, silent).untuned.loss == -1.0) == kept
 
 
 def test_a_folder_of_an_older_version_is_continued(study: Path, tmp_path: Path) -> None:

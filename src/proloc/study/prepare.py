@@ -58,9 +58,13 @@ class Prepared:
         if name in self.decided:
             return self.decided[name]
         partitioner = self.partitioners[name]
-        if isinstance(partitioner, RandomBlocks) and name not in ROLES:
+        if isinstance(partitioner, RandomBlocks) and self.differs_by_seed(name):
             partitioner = RandomBlocks(partitioner.lengths, seed=seed, leads=partitioner.leads)
         return self._blocks(partitioner)
+
+    def differs_by_seed(self, name: str) -> bool:
+        """Whether every seed reads other blocks of this name."""
+        return isinstance(self.partitioners[name], RandomBlocks) and name not in ROLES
 
     def decide(self) -> "Prepared":
         """The same with the blocks of every partitioner that runs a model, so that no run needs that model."""

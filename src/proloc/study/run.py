@@ -30,6 +30,8 @@ from proloc.study.results import (
     Sample,
     SampleLayer,
     Training,
+    load_run,
+    run_path,
 )
 from proloc.study.text import describe_source
 from proloc.study.tuning import OnProgress, budget_of, teacher_of, tune
@@ -86,7 +88,10 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             progress=lambda *done: progress("measuring", *done),
         )
 
-    untuned = measure(model, position)
+    decisive = run_config(config, condition, prepared.text_sha256)
+    untuned = None if prepared.differs_by_seed(condition.blocks) else _untuned_before(folder, decisive, config.seeds)
+    if untuned is None:
+        untuned = _metrics(measure(model, position))
     teacher, budget = teacher_of(study, config, folder, seed), budget_of(config, folder, seed)
     tuned, log = tune(folder, config, condition, seed, model, train, teacher, budget, every_step, progress)
     at = {dial: measure(tuned, dial) for dial in sorted({*config.dials, position})}
@@ -122,7 +127,7 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
         condition=condition.name,
         seed=seed,
         status="finished",
-        config=run_config(config, condition, prepared.text_sha256),
+        config=decisive,
         versions=versions(),
         machine=machine(),
         started=started.isoformat(timespec="seconds"),
@@ -137,10 +142,18 @@ def run(folder: Path, config: StudyConfig, condition: Condition, seed: int, prog
             log=log,
         ),
         metrics=_metrics(result),
-        untuned=_metrics(untuned),
+        untuned=untuned,
         dials=[DialMetrics(dial=dial, metrics=_metrics(each)) for dial, each in at.items()] if config.dials else None,
         sample=_sample(config, tuned, held_out) if seed == config.seeds[0] else None,
     )
+
+
+def _untuned_before(folder: Path, decisive: dict[str, Any], seeds: list[int]) -> Metrics | None:
+    """What another seed of the condition measured before tuning, where a seed makes no difference yet."""
+    name = decisive["condition"]["name"]
+    paths = [path for seed in seeds if (path := run_path(folder, name, seed)).is_file()]
+    same = (each for each in map(load_run, paths) if (each.config, each.versions) == (decisive, versions()))
+    return next((each.untuned for each in same if each.untuned is not None), None)
 
 
 def _keep(
