@@ -70,6 +70,11 @@ BAD = [
         f'{{name = "own", {QUINTIC}, mode = "soft", override = {{training.dial = 0.5}}}}]',
         'has mode "soft"',
     ),
+    (
+        '"quintic"]',
+        '{name = "own", schedule = {kind = "step", layers = 1}, override = {training.block_dropout = 0.1}}]',
+        "condition 'own' has block_dropout, which none of its layers would notice",
+    ),
     ("steps = 4", "steps = 4\ndial = 1.5", '"training.dial'),
     ("steps = 4", 'steps = 4\ndial = "often"', '"training.dial'),
     ("steps = 4", "steps = 4\ndistil = 2", '"training.distil"'),
@@ -90,6 +95,19 @@ def test_a_bad_option_gets_one_sentence_before_any_work(study, tmp_path, capsys,
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "study.json").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'mode = "soft", override = {training.block_dropout = 0.1}',
+        "override = {training.block_dropout = 0.1, training.dial = 0.5}",
+        'override = {training.block_dropout = 0.1, training.dial = "sampled"}',
+    ],
+)
+def test_block_dropout_is_for_layers_that_are_not_hard(study, tmp_path, more):
+    table = f'{{name = "own", schedule = {{kind = "step", layers = 1}}, {more}}}'
+    assert plan.check(with_condition(study, table), tmp_path).num_layers > 1
 
 
 def test_a_sink_token_leaves_text_targets_and_blocks_as_they_are(study, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,27 @@ def check(config: StudyConfig, folder: Path) -> "ModelFacts":
     if facts.max_context is not None and longest > facts.max_context:
         raise ProlocError(f"the context is {longest} tokens; {config.model} was made for at most {facts.max_context}.")
     for condition in config.conditions:
-        condition.build().localities(facts.num_layers)
+        _check_dropout(config, condition, condition.build().localities(facts.num_layers))
         build_penalty(config.of(condition).penalty).check(facts.num_layers, facts.num_heads)
         if config.of(condition).sink_token:
             sink_token_of(load_tokenizer(config.model))
     teachers = len(config.seeds) if config.taught_by_reference() else 0
     _check_room(folder, facts.num_parameters, _models_to_keep(config, folder) + teachers)
     return facts
+
+
+def _check_dropout(config: StudyConfig, condition: Condition, localities: Sequence[float]) -> None:
+    """A condition's own block dropout has a layer that notices it: a hard one reads no other block anyway."""
+    seen = config.of(condition)
+    dropout, dial = seen.training.block_dropout, seen.training.dial
+    own = dropout not in (0.0, config.training.block_dropout)
+    if not own or config.mode_of(condition) == "soft" or seen.budget.cost or not isinstance(dial, float):
+        return
+    if not any(0.0 < dial * value < 1.0 for value in localities):
+        raise ProlocError(
+            f"condition {condition.name!r} has block_dropout, which none of its layers would notice: dial times lambda "
+            "is 0 or 1 in each. Give it another schedule or dial, or leave that override out."
+        )
 
 
 def model_folder(folder: Path, condition: str, seed: int) -> Path:
