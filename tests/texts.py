@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 STOP = 0
@@ -18,6 +18,16 @@ def word_tokenizer(text: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=next(iter(words))))
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def ending_tokenizer(text: str) -> PreTrainedTokenizerFast:
+    """A ``word_tokenizer`` that appends an end of sequence, a token of its own, to whatever it reads."""
+    tokenizer = word_tokenizer(text)
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    return tokenizer
 
 
 def lengths(partitioner, ids) -> list[int]:

@@ -9,15 +9,20 @@ import torch
 from pydantic import ValidationError
 from result_files import make_study
 from test_blocks_command import Page
+from texts import ending_tokenizer
+from tiny import tiny_model
 
+from proloc.blocks import FixedBlocks
 from proloc.cli import main
 from proloc.errors import ProlocError
 from proloc.explaining.explain import explain
 from proloc.explaining.questions import make_question
 from proloc.explaining.record import Explanation
 from proloc.explaining.subject import _written_pieces
+from proloc.hf import localize
 from proloc.hf.models import load_tokenizer
 from proloc.report.explanation_page import explanation_page
+from proloc.schedule import Polynomial
 from proloc.study.config import load_config
 from proloc.study.plan import check, comparable
 from proloc.study.results import save_record
@@ -262,3 +267,11 @@ def test_a_study_does_not_mix_explained_texts(study: Path, tmp_path, capsys) -> 
     check(config, tmp_path / "out")
     other.write_text("Other words stand here. " * 200)
     assert "different: the content of a text" in refused()
+
+
+def test_the_last_word_is_the_target_where_a_tokenizer_appends_an_end_of_sequence():
+    text = "one two three. two one three. three two one"
+    model = localize(tiny_model(), Polynomial(beta=5), FixedBlocks(4))
+    found = explain(model, text, tokenizer=ending_tokenizer(text), blocks=[14, 29], ablations=8)
+    assert found.target.text.strip() == "one"
+    assert len(found.sources) == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import CATS, LAW, STOP, TOPICS, lengths, sentence_corpus, word_tokenizer
+from texts import CATS, LAW, STOP, TOPICS, ending_tokenizer, lengths, sentence_corpus, word_tokenizer
 
 from proloc.blocks import (
     ChangePointBlocks,
@@ -23,6 +23,7 @@ from proloc.blocks import (
     blocks_from_regex,
     calibrate,
     mean_block_length,
+    open_ended,
 )
 from proloc.blocks.automaton import Automaton, string_automaton
 from proloc.errors import ProlocError
@@ -118,6 +119,14 @@ class TestGiven:
     def test_documents_open_blocks_at_their_characters_in_any_order(self) -> None:
         ids, blocks = blocks_from_offsets(word_tokenizer(self.TEXT), self.TEXT, [self.TEXT.index("third"), 20])
         assert self.pieces(ids, blocks) == ["first document here", "second one is longer", "third"]
+
+    @given(text=st.lists(st.sampled_from(["one", "two", "three", "</s>"]), min_size=1).map(" ".join))
+    def test_an_appended_end_of_sequence_is_left_out_and_a_written_one_stays(self, text) -> None:
+        ending = ending_tokenizer("one two three")
+        ids, ends = open_ended(ending, text)
+        assert ids == ending(text, add_special_tokens=False)["input_ids"]
+        assert [*ids, ending.eos_token_id] == ending(text)["input_ids"]
+        assert ends[-1] == len(text)
 
     def test_a_regular_expression_opens_a_block_at_each_match(self) -> None:
         ids, blocks = blocks_from_regex(word_tokenizer(self.TEXT), self.TEXT, "second|third")

@@ -23,7 +23,7 @@ from proloc.blocks.delimiter import DelimiterBlocks
 from proloc.blocks.drift import DriftBlocks
 from proloc.blocks.embedders import SentenceEmbedder
 from proloc.blocks.fixed import FixedBlocks
-from proloc.blocks.given import GivenBlocks, blocks_from_messages, blocks_from_offsets, blocks_from_regex
+from proloc.blocks.given import GivenBlocks, blocks_from_messages, blocks_from_offsets, blocks_from_regex, open_ended
 from proloc.blocks.online import OnlineBlocks
 from proloc.blocks.random import RandomBlocks
 from proloc.blocks.recruitment import RecruitmentBlocks
@@ -62,5 +62,6 @@ __all__ = [
     "matched_fixed",
     "matched_random",
     "mean_block_length",
+    "open_ended",
     "token_counts",
 ]

@@ -46,13 +46,30 @@ class GivenBlocks(Partitioner):
         return {"starts": self.starts}
 
 
+def open_ended(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text that goes on, and for each the character it ends before.
+
+    Special tokens are added as the tokenizer always does, but for an end of sequence that it appends: what comes after
+    that is another text.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer, for its offsets.
+        text: what the model will read.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    ids, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    if ids and ids[-1] == getattr(tokenizer, "eos_token_id", None) and spans[-1][0] == spans[-1][1]:
+        ids, spans = ids[:-1], spans[:-1]
+    return ids, [end for _, end in spans]
+
+
 def blocks_from_offsets(tokenizer: Any, text: str, starts: Sequence[int]) -> tuple[Tensor, GivenBlocks]:
     """Blocks that open at characters of a text.
 
     A token goes with its last character: one that crosses a boundary (`` The`` with its space) opens the new block.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer, for its offsets; special tokens are added as it always does.
+        tokenizer: a fast Hugging Face tokenizer, for its offsets; special tokens as in ``open_ended``.
         text: what the model will read.
         starts: the first character of every block but the first, in any order.
 
@@ -66,14 +83,13 @@ def blocks_from_offsets(tokenizer: Any, text: str, starts: Sequence[int]) -> tup
         raise ProlocError(f"block starts must be characters 0 to {len(text) - 1} of the text, not {wrong[0]!r}.")
     if not getattr(tokenizer, "is_fast", False):
         raise ProlocError(f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer.")
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    if not encoded["input_ids"]:
+    ids, ends = open_ended(tokenizer, text)
+    if not ids:
         raise ProlocError("the text is empty: it has no tokens to cut into blocks.")
-    ends = [end for _, end in encoded["offset_mapping"]]
     # Special tokens have the empty span (0, 0): a running maximum leaves them where they stand.
     reached = np.maximum.accumulate(np.asarray(ends))
     first = np.searchsorted(reached, np.asarray(sorted(starts), dtype=np.int64), side="right")
-    return torch.tensor([encoded["input_ids"]]), GivenBlocks(first.tolist())
+    return torch.tensor([ids]), GivenBlocks(first.tolist())
 
 
 def blocks_from_regex(tokenizer: Any, text: str, pattern: str) -> tuple[Tensor, GivenBlocks]:
@@ -125,6 +141,7 @@ class _Plain:
 
     def __init__(self, tokenizer: Any) -> None:
         self.is_fast = getattr(tokenizer, "is_fast", False)
+        self.eos_token_id = None  # what stands at the end, the template wrote
         self._tokenizer = tokenizer
 
     def __call__(self, text: str, **options: Any) -> Any:

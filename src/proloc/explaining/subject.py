@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from proloc.blocks import GivenBlocks, Partitioner, SentenceBlocks, blocks_from_offsets, blocks_from_regex
+from proloc.blocks import GivenBlocks, Partitioner, SentenceBlocks, blocks_from_offsets, blocks_from_regex, open_ended
 from proloc.errors import ProlocError
 from proloc.explaining.passage import Passage, count_units
 from proloc.hf import find_state, from_pretrained, localize, set_dial
@@ -126,9 +126,7 @@ def make_subject(
         raise ProlocError(f"cannot generate {generate} tokens; give 1 or more.")
     state = find_state(model)
     ids, partitioner = _partition(tokenizer, text, name, blocks, state.blocks)
-    shown = pieces(
-        text, [end for _, end in tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]]
-    )
+    shown = pieces(text, open_ended(tokenizer, text)[1])
     _check_length(model, len(ids) + generate)
     block_ids = partitioner(ids[None])[0]
     if generate:
