@@ -139,7 +139,8 @@ def test_lds_is_the_rank_correlation_of_summed_scores_and_is_none_where_nothing_
     assert lds(scores, kept, truth + noise) == pytest.approx(expected, abs=1e-3)
     assert lds(np.zeros(5), kept, truth) == 0.0
     assert lds(scores, kept, np.zeros(64)) is None
-    assert lds(scores, kept, -17.3 + 1e-6 * noise) is None, "rounding is no outcome"
+    for level in (-17.3, -17.30005):  # between two ten-thousandths as well as near one
+        assert lds(scores, kept, level + 1e-6 * noise) is None, "rounding is no outcome"
 
 
 def test_erasure_shares_are_rounded_up_to_whole_blocks():

@@ -13,7 +13,7 @@ Flags = NDArray[np.bool_]
 Values = NDArray[np.float64]
 LogProbs = Callable[[Flags], Values]
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
-DECIMALS = 4  # of a nat: outcomes that differ by less are the same
+ROUNDING = 1e-4  # nats: outcomes that differ by less are the same
 
 
 def lds(scores: ArrayLike, kept: ArrayLike, log_probs: ArrayLike) -> float | None:
@@ -32,14 +32,14 @@ def lds(scores: ArrayLike, kept: ArrayLike, log_probs: ArrayLike) -> float | Non
 
     Source: ContextCite (arXiv 2409.00729), after Park et al. (2023).
     """
-    # Where no source can reach the target, ablations still differ in how float32 rounds; that is no outcome.
-    truth: Values = np.asarray(log_probs, dtype=np.float64).round(DECIMALS)
+    truth: Values = np.asarray(log_probs, dtype=np.float64)
     predicted: Values = np.asarray(kept, dtype=np.float64) @ np.asarray(scores, dtype=np.float64)
-    if np.ptp(truth) == 0:
+    # Where no source can reach the target, ablations still differ in how float32 rounds; that is no outcome.
+    if np.ptp(truth) < ROUNDING:
         return None
     # Sums of the same scores in another order may differ in the last bit; that is no prediction.
     ranked = np.round(predicted / (float(np.abs(predicted).max()) or 1.0), 12)
-    return 0.0 if np.ptp(ranked) == 0 else float(stats.spearmanr(ranked, truth).statistic)
+    return 0.0 if np.ptp(ranked) == 0 else float(stats.spearmanr(ranked, (truth / ROUNDING).round()).statistic)
 
 
 def strongest(scores: ArrayLike, num: int) -> Flags:
