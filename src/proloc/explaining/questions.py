@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from proloc.blocks import blocks_from_offsets, open_ended
+from proloc.blocks import blocks_from_offsets
 
 FACTS = (
     ("The key of the {} house is {}.", ("red", "green", "blue", "white", "black", "yellow", "grey", "brown")),
@@ -78,6 +78,5 @@ def make_question(seed: int, num_facts: int = 6, num_between: int = 4) -> Questi
 def question_tokens(tokenizer: Any, question: Question) -> tuple[Any, Any, int]:
     """Token ids ``[text]``, blocks ``[text]`` and the first token of the target."""
     ids, given = blocks_from_offsets(tokenizer, question.text, question.starts)
-    _, ends = open_ended(tokenizer, question.text)
-    start = int(np.searchsorted(np.maximum.accumulate(np.array(ends)), question.target, side="right"))
-    return ids[0], given(ids)[0], start
+    _, target = blocks_from_offsets(tokenizer, question.text, [question.target])
+    return ids[0], given(ids)[0], target.starts[-1]
